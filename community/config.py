@@ -1,0 +1,300 @@
+"""One TOML file -> validated settings.
+
+A recipe is read once, checked against the models below, and saved in resolved form
+(every default filled in) with the run. Keys that do not exist are refused with their
+place and the closest match; what belongs to a part (an arena's options, an agent's) is
+checked by `check_options` against that part's own signature.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from community.errors import CommunityError
+from community.types import World, content_hash
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A table of a recipe that knows all its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(BaseModel):
+    """A table that names a part (`use`) and holds that part's own options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunSection(Section):
+    """How long, how, and where."""
+
+    name: Name = "run"
+    seed: int = 0
+    rounds: int = Field(5, ge=1, description="rounds to play")
+    turns: int = Field(0, ge=0, description="turns of conversation after the first answers")
+    world: World = Field("always", description="when the world may speak for learning")
+    pool: Literal["local", "ray"] = "ray"
+    workers: int = Field(2, ge=1, description="agents at work at the same time (ray)")
+
+
+class TasksSection(Section):
+    """What is posed: level n of `levels` in round n (the last one from then on)."""
+
+    train: int = Field(100, ge=1, description="tasks a round")
+    levels: tuple[int, ...] = Field((1,), min_length=1)
+    phrasings: int = Field(1, ge=1, description="wordings of a task; sample n gets the n-th")
+    validation: int = Field(0, ge=0, description="validation tasks a level")
+    validation_levels: tuple[int, ...] = (1,)
+    holdout: int = Field(100, ge=0, description="holdout tasks a level")
+    holdout_levels: tuple[int, ...] = (1,)
+
+
+class FirstSection(Section):
+    """What the first experts learn, with answers, before round 1."""
+
+    examples: int = Field(0, ge=0, description="worked examples; 0: members start as they are")
+    levels: tuple[int, ...] = (1,)
+    steps: int = Field(400, ge=1)
+
+
+class Member(Part):
+    """One member, or `count` of them that differ in their seed."""
+
+    name: Name = "expert"
+    count: int = Field(1, ge=1)
+    cpus: float = Field(0, ge=0, description="of a Ray cluster; 0: an even share of the workers")
+    gpus: float = Field(0, ge=0)
+
+
+class TopologySection(Part):
+    """Who reads whom; `from_round` starts a schedule when there are several."""
+
+    use: str = "complete"
+    from_round: int = Field(1, ge=1)
+
+
+class JudgingSection(Section):
+    """Cross-validation by peers."""
+
+    pairs: int = Field(0, ge=0, description="pairs of different answers judged, a task")
+    judges: int = Field(0, ge=0, description="judges a task, drawn at random; 0: every member")
+
+
+class RankingSection(Section):
+    """How ideas are put in order, and when a winner is believed."""
+
+    method: str = "bradley-terry"
+    min_confidence: float = Field(0.6, ge=0, le=1)
+    min_supporters: int = Field(1, ge=1)
+    best: float = Field(1.0, gt=0, le=1, description="share of the believed winners to teach")
+
+
+class RouterSection(Section):
+    """Who attempts what, and who learns what."""
+
+    top_k: int = Field(0, ge=0, description="members that attempt a task; 0: every one")
+    policy: str = "all"
+    explore: float = Field(0.1, ge=0, le=1)
+
+
+class LearningSection(Section):
+    """How lessons become weights. `steps` or `epochs` says for how long."""
+
+    steps: int = Field(0, ge=0, description="training steps a round; 0: by `epochs`")
+    epochs: float = Field(1.0, gt=0)
+    batch: int = Field(32, ge=1)
+    min_lessons: int = Field(1, ge=1, description="with fewer, a member does not learn")
+    replay: int = Field(0, ge=0, description="earlier lessons mixed in, for each earlier round")
+    peers: float = Field(0.0, ge=0, lt=1, description="share of lessons set aside as validation")
+    noise: float = Field(1.64, ge=0, description="standard errors a score may fall before rollback")
+
+
+class BudgetSection(Section):
+    """A hard stop at a clean point; 0 is no limit."""
+
+    tokens: int = Field(0, ge=0)
+    seconds: float = Field(0, ge=0)
+
+
+class BaselinesSection(Section):
+    """Runs at equal tokens of the member that looks best at the start, alone."""
+
+    run: tuple[Literal["self-consistency", "no-filter"], ...] = ()
+
+
+class Recipe(Section):
+    """A whole recipe. See `runs/` for examples."""
+
+    run: RunSection = RunSection()
+    arena: Part
+    tasks: TasksSection = TasksSection()
+    first: FirstSection = FirstSection()
+    members: tuple[Member, ...] = Field(min_length=1)
+    topology: tuple[TopologySection, ...] = (TopologySection(),)
+    judging: JudgingSection = JudgingSection()
+    ranking: RankingSection = RankingSection()
+    router: RouterSection = RouterSection()
+    learning: LearningSection = LearningSection()
+    budget: BudgetSection = BudgetSection()
+    baselines: BaselinesSection = BaselinesSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_topology_is_a_schedule_of_one(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("topology"), dict):
+            return data | {"topology": [data["topology"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        names = [name for name, _ in self.roster()]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two members are called {twice[0]!r}; give each its own name")
+        if self.topology[0].from_round != 1:
+            raise ValueError("the first topology must hold from_round = 1")
+        return self
+
+    def roster(self) -> list[tuple[str, Member]]:
+        """(name, table) of every member, `count` resolved into numbered names."""
+        return [
+            (m.name if m.count == 1 else f"{m.name}-{i}", m)
+            for m in self.members
+            for i in range(1, m.count + 1)
+        ]
+
+    def level(self, n: int) -> int:
+        """The level that round `n` (from 1) poses."""
+        return self.tasks.levels[min(n, len(self.tasks.levels)) - 1]
+
+    def content(self) -> dict[str, Any]:
+        """The resolved recipe without what may change the wall clock but not the result."""
+        data = self.model_dump(mode="json")
+        for key in ("name", "pool", "workers"):
+            data["run"].pop(key)
+        return data
+
+    @property
+    def hash(self) -> str:
+        return content_hash("recipe", self.content())
+
+
+def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a TOML file, with `section.key` overrides applied.
+
+    Raises CommunityError for a file that cannot be read, an unknown key or a wrong value.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise CommunityError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CommunityError(f"{path} is not valid TOML: {error}") from error
+    data.setdefault("run", {}).setdefault("name", path.stem)
+    for place, value in (overrides or {}).items():
+        _set(data, place, value)
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises CommunityError naming the key's place."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise CommunityError(_explain(error, Recipe, source)) from error
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`section.key=value` as given on the command line; the value is read as TOML."""
+    place, equals, value = text.partition("=")
+    if not equals or not place.strip():
+        raise CommunityError(f"--set wants section.key=value, not {text!r}")
+    try:
+        return place.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return place.strip(), value
+
+
+def check_options(
+    part: Callable[..., Any], options: Mapping[str, Any], place: str, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The options of a part, checked against its signature and converted to its types.
+
+    `given` are parameters that the engine fills in. Raises CommunityError naming the place.
+    """
+    parameters = inspect.signature(part, eval_str=True).parameters
+    wanted: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
+        for name, p in parameters.items()
+        if name not in set(given) and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model = create_model("Options", __config__=config, **wanted)
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        raise CommunityError(_explain(error, model, place)) from error
+    return {name: getattr(checked, name) for name in checked.model_fields_set}
+
+
+def _set(data: dict[str, Any], place: str, value: Any) -> None:
+    *tables, key = place.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if isinstance(data, list):
+            raise CommunityError(f"--set {place}: {table} is a list of tables; edit the recipe")
+        if not isinstance(data, dict):
+            raise CommunityError(f"--set {place}: {table} is no table")
+    data[key] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """The first problem in one line: source, place, what is wrong, closest match."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    at = f"{source}: {place}" if place else source
+    if first["type"] == "extra_forbidden":
+        names = _fields(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+        return f"{at}: unknown key; {hint}"
+    if first["type"] == "missing":
+        return f"{at}: this key is needed"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    shown = f" (not {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"{at}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the table at `place`."""
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        arguments = getattr(inner, "__args__", ())
+        table = next((a for a in (inner, *arguments) if _is_model(a)), None)
+        if table is None:
+            break
+        model = table
+    return sorted(model.model_fields)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
