@@ -1,0 +1,145 @@
+"""Text -> tokens and positions, and back: one codec for characters, one for chat models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from community.errors import CommunityError
+from community.types import Idea
+
+Positions = Literal["plain", "restart"]
+PAD, END = "<pad>", "<end>"
+
+
+class Codec(Protocol):
+    """What a transformer agent needs to know of its text."""
+
+    end: int
+    pad: int
+    tokenizer: PreTrainedTokenizerBase
+
+    def prompt(self, text: str, readings: Sequence[Idea] = ()) -> list[int]:
+        """The tokens that ask for an answer to `text`, with the answers read so far."""
+        ...
+
+    def answer(self, text: str) -> list[int]:
+        """The tokens of an answer, end token included."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens of an answer -> text, without the end token."""
+        ...
+
+    def positions(self, tokens: Sequence[int], offset: int = 0) -> list[int] | None:
+        """Position of every token; None for the model's own 0, 1, 2, ..."""
+        ...
+
+
+class CharacterCodec:
+    """One token a character.
+
+    `positions = "restart"` counts the digits of each number anew from `offset` on, so that
+    digits of equal weight share a position (Abacus embeddings, McLeish et al., arXiv
+    2405.17399). Separators carry what the model cannot count: an operator stands one place
+    behind the number it ends, "=" stands at `offset`, where the answer begins.
+    """
+
+    def __init__(self, alphabet: str, positions: Positions = "plain") -> None:
+        self._ids = {c: i for i, c in enumerate([PAD, END, *dict.fromkeys(alphabet)])}
+        self._characters = {i: c for c, i in self._ids.items()}
+        self.pad, self.end = self._ids[PAD], self._ids[END]
+        self.restart = positions == "restart"
+        self._opens = self._ids.get("=", -1)
+        self._counts = {i for c, i in self._ids.items() if len(c) == 1 and c.isalnum()}
+        self.tokenizer = self._tokenizer()
+
+    @property
+    def size(self) -> int:
+        """Number of different tokens."""
+        return len(self._ids)
+
+    def prompt(self, text: str, readings: Sequence[Idea] = ()) -> list[int]:
+        """The characters of `text`; these models revise by choosing, not by reading."""
+        return self._encode(text)
+
+    def answer(self, text: str) -> list[int]:
+        return [*self._encode(text), self.end]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return "".join(self._characters[t] for t in tokens if t not in (self.pad, self.end))
+
+    def positions(self, tokens: Sequence[int], offset: int = 0) -> list[int] | None:
+        if not self.restart:
+            return None
+        places, at = [], offset
+        for token in tokens:
+            at = offset if token == self._opens else at + 1
+            places.append(at)
+            if token not in self._counts:
+                at = offset
+        return places
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return [self._ids[c] for c in text]
+        except KeyError as error:
+            raise CommunityError(
+                f"the character {error} is not in the alphabet of this arena; "
+                "give the arena an alphabet that holds it"
+            ) from error
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        """The same vocabulary as a transformers tokenizer, saved beside the weights."""
+        inner = Tokenizer(models.WordLevel(self._ids, unk_token=PAD))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=END)
+
+
+class ChatCodec:
+    """A pretrained tokenizer with its chat template.
+
+    The system message fixes the answer's format before the first round; worked examples
+    (`shots`) become earlier turns; answers that were read stand in the user's turn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str = "",
+        shots: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.end = int(tokenizer.eos_token_id)
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end)
+        self._before: list[dict[str, str]] = [{"role": "system", "content": system}]
+        if not system:
+            self._before = []
+        for question, answer in shots:
+            self._before += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+
+    def prompt(self, text: str, readings: Sequence[Idea] = ()) -> list[int]:
+        if readings:
+            answers = "\n".join(f"- {idea.answer or idea.text}" for idea in readings)
+            text = f"{text}\nOthers answered:\n{answers}"
+        messages = [*self._before, {"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        return list(self.tokenizer(str(rendered), add_special_tokens=False)["input_ids"])
+
+    def answer(self, text: str) -> list[int]:
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def positions(self, tokens: Sequence[int], offset: int = 0) -> list[int] | None:
+        return None

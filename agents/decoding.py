@@ -1,0 +1,180 @@
+"""Batched generation and scoring for causal language models of transformers.
+
+Every sequence draws from its own seed, and batches are cut by length from the requests
+alone, so an answer does not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from community.agents.codec import Codec
+from community.types import Decoding
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tokens of one answer (end token included if reached) and their log-probability."""
+
+    tokens: list[int]
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded prompts, (B, T); `mask` is None where nothing is padded."""
+
+    tokens: Tensor
+    positions: Tensor | None
+    mask: Tensor | None
+    places: list[int]  # where each row stands among the requests
+
+
+def batches(
+    prompts: Sequence[list[int]], codec: Codec, size: int, device: torch.device
+) -> Iterator[Batch]:
+    """Prompts in order of length, `size` at a time, padded on the left."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        yield _batch([prompts[i] for i in places], places, codec, device)
+
+
+def _batch(rows: list[list[int]], places: list[int], codec: Codec, device: torch.device) -> Batch:
+    longest = max(map(len, rows))
+    gaps = [longest - len(row) for row in rows]
+    tokens = torch.tensor([[codec.pad] * g + r for g, r in zip(gaps, rows, strict=True)])
+    plain = codec.positions(rows[0]) is None
+    where = [[0] * g + _positions(codec, r) for g, r in zip(gaps, rows, strict=True)]
+    mask = None
+    if any(gaps):
+        mask = torch.tensor([[0] * g + [1] * len(r) for g, r in zip(gaps, rows, strict=True)])
+    positions = None if plain and mask is None else torch.tensor(where).to(device)
+    return Batch(tokens.to(device), positions, None if mask is None else mask.to(device), places)
+
+
+def _positions(codec: Codec, tokens: Sequence[int]) -> list[int]:
+    known = codec.positions(tokens)
+    return list(range(len(tokens))) if known is None else known
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    codec: Codec,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    decoding: Decoding,
+    size: int = 256,
+) -> list[Generated]:
+    """One answer per prompt: greedy at temperature 0, else top-p sampling.
+
+    `logprob` is the sum over the answer's tokens under the model itself (temperature 1).
+    Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751.
+    """
+    model.eval()
+    answers: list[Generated | None] = [None] * len(prompts)
+    for batch in batches(prompts, codec, size, model.device):
+        rows = _generate(model, codec, batch, [seeds[i] for i in batch.places], decoding)
+        for place, row in zip(batch.places, rows, strict=True):
+            answers[place] = row
+    return [a for a in answers if a is not None]
+
+
+def _generate(
+    model: PreTrainedModel, codec: Codec, batch: Batch, seeds: Sequence[int], decoding: Decoding
+) -> list[Generated]:
+    count = len(batch.places)
+    draws = _draws(seeds, decoding).to(model.device)  # (B, max_tokens)
+    mask = batch.mask
+    step = model(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=_ones(batch))
+    where = None if batch.positions is None else batch.positions[:, -1:]
+    done = torch.zeros(count, dtype=torch.bool, device=model.device)
+    total = torch.zeros(count, dtype=torch.float64, device=model.device)
+    tokens: list[Tensor] = []
+    for i in range(decoding.max_tokens):
+        logits = step.logits[:, -1].float()  # (B, V)
+        chosen = choose(logits, decoding, draws[:, i])
+        chosen = torch.where(done, codec.pad, chosen)
+        picked = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        total += torch.where(done, 0.0, picked.double())
+        tokens.append(chosen)
+        done |= chosen == codec.end
+        if bool(done.all()) or i + 1 == decoding.max_tokens:
+            break
+        if where is not None:
+            where = where + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(count, 1)], 1)
+        step = model(
+            input_ids=chosen[:, None],
+            position_ids=where,
+            attention_mask=mask,
+            past_key_values=step.past_key_values,
+        )
+    return [
+        Generated(_until(row, codec.end), round(float(logprob), 6))
+        for row, logprob in zip(torch.stack(tokens, 1).tolist(), total.tolist(), strict=True)
+    ]
+
+
+def _ones(batch: Batch) -> Tensor:
+    """A mask even where nothing is padded.
+
+    Without one, transformers takes positions that restart for several packed sequences.
+    """
+    return torch.ones_like(batch.tokens) if batch.mask is None else batch.mask
+
+
+def _draws(seeds: Sequence[int], decoding: Decoding) -> Tensor:
+    """Uniform numbers in [0, 1), (B, max_tokens): each row from its own seed alone."""
+    if decoding.temperature == 0:
+        return torch.zeros(len(seeds), decoding.max_tokens)
+    rows = [np.random.Generator(np.random.Philox(s)).random(decoding.max_tokens) for s in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def choose(logits: Tensor, decoding: Decoding, draw: Tensor) -> Tensor:
+    """One token a row. logits (B, V), draw (B,) uniform in [0, 1) -> (B,)."""
+    if decoding.temperature == 0:
+        return logits.argmax(-1)
+    ordered, index = (logits / decoding.temperature).softmax(-1).sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = torch.where(before < decoding.top_p, ordered, 0.0).double()
+    edges = kept.cumsum(-1)
+    place = torch.searchsorted(edges, (draw.double() * edges[:, -1])[:, None], right=True)
+    return index.gather(1, place.clamp(max=logits.shape[-1] - 1))[:, 0]
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    codec: Codec,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    size: int = 256,
+) -> list[float]:
+    """Log-probability of each (prompt, answer): the sum over the answer's tokens."""
+    model.eval()
+    scores = [0.0] * len(pairs)
+    for batch in batches([p + a for p, a in pairs], codec, size, model.device):
+        logits = model(
+            input_ids=batch.tokens, position_ids=batch.positions, attention_mask=_ones(batch)
+        ).logits
+        widths = [len(pairs[i][1]) for i in batch.places]
+        longest = max(widths)
+        targets = batch.tokens[:, -longest:]
+        logs = logits[:, -longest - 1 : -1].float().log_softmax(-1)
+        picked = logs.gather(2, targets[:, :, None])[:, :, 0].double()  # (B, longest)
+        for row, place, width in zip(picked, batch.places, widths, strict=True):
+            scores[place] = round(float(row[longest - width :].sum()), 6)
+    return scores

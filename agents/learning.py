@@ -1,0 +1,156 @@
+"""Training on lessons: AdamW and Muon, loss on the answer only, a replay mix."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from community.agents.codec import Codec
+from community.config import Section
+from community.types import Learned, Lesson, Study
+
+IGNORED = -100
+
+
+class Optimizer(Section):
+    """AdamW for everything; with `muon`, Muon (Jordan et al., 2024) for hidden matrices."""
+
+    lr: float = Field(3e-3, gt=0, description="learning rate of AdamW")
+    muon: float = Field(0.0, ge=0, description="learning rate of Muon; 0: AdamW for all")
+    again: float = Field(1.0, gt=0, description="factor on both after the first lessons")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    decay: float = Field(0.5, ge=0, le=1, description="share of the steps, linear to 0")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    weight_decay: float = Field(0.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenized lessons: (prompt and answer tokens, length of the prompt)."""
+
+    rows: list[tuple[list[int], int]]
+
+    @classmethod
+    def of(cls, lessons: Sequence[Lesson], codec: Codec) -> Examples:
+        rows = []
+        for lesson in lessons:
+            prompt = codec.prompt(lesson.prompt)
+            rows.append((prompt + codec.answer(lesson.text), len(prompt)))
+        return cls(rows)
+
+
+def train(
+    model: PreTrainedModel,
+    codec: Codec,
+    study: Study,
+    settings: Optimizer,
+    offsets: int = 0,
+) -> Learned:
+    """Train `model` in place for `study.steps` steps of `study.batch` sequences.
+
+    Half of a batch are new lessons where there is something to replay. With `offsets`,
+    each sequence's restarting positions begin at a random one of 0 .. offsets - 1.
+    """
+    rng = random.Random(study.seed)
+    fresh, old = Examples.of(study.lessons, codec), Examples.of(study.replay, codec)
+    factor = settings.again if study.round else 1.0
+    optimizers = _optimizers(model, settings, factor)
+    rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    model.train()
+    tokens, loss = 0, torch.zeros(())
+    for step in range(study.steps):
+        _set_rates(optimizers, rates, _schedule(step, study.steps, settings))
+        rows = _draw(fresh, old, study.batch, rng)
+        loss = _loss(model, codec, rows, [rng.randrange(max(1, offsets)) for _ in rows])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens += sum(len(row) for row, _ in rows)
+    model.eval()
+    return Learned(study.steps, round(float(loss.detach()), 6) if study.steps else None, tokens)
+
+
+def _draw(
+    fresh: Examples, old: Examples, size: int, rng: random.Random
+) -> list[tuple[list[int], int]]:
+    new = size - size // 2 if old.rows else size
+    return rng.choices(fresh.rows, k=new) + (
+        rng.choices(old.rows, k=size - new) if old.rows else []
+    )
+
+
+def _loss(
+    model: PreTrainedModel, codec: Codec, rows: list[tuple[list[int], int]], offsets: list[int]
+) -> Tensor:
+    """Mean cross-entropy of the answers' tokens. Rows are padded on the right."""
+    longest = max(len(row) for row, _ in rows)
+    tokens = torch.tensor([row + [codec.pad] * (longest - len(row)) for row, _ in rows])
+    labels = torch.tensor(
+        [
+            [IGNORED] * start + row[start:] + [IGNORED] * (longest - len(row))
+            for row, start in rows
+        ]
+    )
+    places = [codec.positions(row, o) for (row, _), o in zip(rows, offsets, strict=True)]
+    positions = None
+    if places[0] is not None:
+        positions = torch.tensor([(p or []) + [0] * (longest - len(p or [])) for p in places])
+        positions = positions.to(model.device)
+    logits = model(
+        input_ids=tokens.to(model.device),
+        position_ids=positions,
+        # Causal attention never looks at the padding on the right, so nothing is masked;
+        # the mask is given because transformers takes restarting positions for packing.
+        attention_mask=torch.ones_like(tokens).to(model.device),
+        use_cache=False,
+    ).logits
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten().to(model.device),
+        ignore_index=IGNORED,
+    )
+
+
+def _optimizers(
+    model: PreTrainedModel, settings: Optimizer, factor: float
+) -> list[torch.optim.Optimizer]:
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for n, p in trainable if settings.muon and p.ndim == 2 and _is_hidden(n)]
+    known = {id(p) for p in hidden}
+    rest = [p for _, p in trainable if id(p) not in known]
+    decay = settings.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=settings.lr * factor, betas=(0.9, 0.95), weight_decay=decay)
+    ]
+    if hidden:
+        rate = settings.muon * factor
+        optimizers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay))
+    return optimizers
+
+
+def _is_hidden(name: str) -> bool:
+    """Matrices inside the blocks; embeddings and the head are AdamW's."""
+    return ".h." in name or ".layers." in name
+
+
+def _schedule(step: int, steps: int, settings: Optimizer) -> float:
+    """Linear warm-up, flat, linear decay to 0."""
+    rise = (step + 1) / max(1.0, settings.warmup * steps)
+    fall = (steps - step) / max(1.0, settings.decay * steps)
+    return min(1.0, rise, fall)
+
+
+def _set_rates(
+    optimizers: list[torch.optim.Optimizer], rates: list[list[float]], factor: float
+) -> None:
+    for optimizer, base in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor

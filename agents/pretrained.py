@@ -1,0 +1,82 @@
+"""Pretrained models and LoRA adapters, and reading weights back."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from community.config import Section
+from community.errors import CommunityError
+from community.models import find_model
+
+if find_spec("peft"):
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+
+class Adapter(Section):
+    """A LoRA adapter (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+def pretrained(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A hub id, local folder, GGUF file or packaged model, in bfloat16 on CPU.
+
+    Raises CommunityError where there is no such model.
+    """
+    folder = find_model(spec)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise CommunityError(f"cannot load the model {spec!r}: {first}") from error
+    return model, tokenizer
+
+
+def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """The model with a fresh adapter; only that is trained and saved."""
+    if not find_spec("peft"):
+        raise CommunityError('adapters need peft: pip install "modelcommunity[lora]"')
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    config = LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def weights_file(folder: Path) -> Path:
+    """The one safetensors file of a saved checkpoint: an adapter's or a whole model's."""
+    adapter = folder / "adapter_model.safetensors"
+    return adapter if adapter.is_file() else folder / "model.safetensors"
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Copy the weights of a saved checkpoint into a model of the same shape.
+
+    Raises CommunityError if they belong to another shape.
+    """
+    state = load_file(path)
+    try:
+        if path.name.startswith("adapter"):
+            set_peft_model_state_dict(model, state)
+            return
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        model.tie_weights()
+    except RuntimeError as error:
+        raise CommunityError(f"{path} does not fit this model: {error}") from error
+    tied = set(model.all_tied_weights_keys)
+    if set(missing) - tied or unexpected:
+        raise CommunityError(f"{path} belongs to a model of another shape")

@@ -1,0 +1,269 @@
+"""Causal language models of transformers as members: made from a config, or pretrained.
+
+A model made here reads characters and revises by choosing, among its own answer and those
+it read, the one it finds most probable. A pretrained chat model reads the answers in its
+prompt. Both are saved as safetensors that plain transformers (or peft) can load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from community.agents.codec import CharacterCodec, ChatCodec, Codec, Positions
+from community.agents.decoding import Generated, generate, score
+from community.agents.learning import Optimizer, train
+from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
+from community.config import Section
+from community.errors import CommunityError
+from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
+
+# A bar for every file written would tear the run's own display apart.
+logging.disable_progress_bar()
+
+
+class Shape(Section):
+    """A model made from a config of transformers."""
+
+    family: str = Field("llama", description="a causal model type of transformers")
+    width: int = Field(64, ge=4)
+    depth: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    hidden: int = Field(0, ge=0, description="inner width of the MLP; 0: twice the width")
+    context: int = Field(64, ge=8, description="positions the model knows")
+    positions: Positions = Field("plain", description="restart: anew in each number")
+    offsets: int = Field(0, ge=0, description="restarting positions begin at 0 .. offsets-1")
+    spread: float = Field(0.02, gt=0, description="deviation of learned positions at the start")
+
+
+class TransformerAgent:
+    """A causal language model of transformers, from a shape or pretrained."""
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        alphabet: str,
+        *,
+        shape: Shape | None = None,
+        model: str = "",
+        adapter: Adapter | None = None,
+        system: str = "",
+        shots: tuple[tuple[str, str], ...] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_tokens: int = 32,
+        samples: int = 1,
+        batch: int = 256,
+        judge: Literal["logprob", "reading"] = "logprob",
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Raises CommunityError unless exactly one of `shape` and `model` is given."""
+        if (shape is None) == (not model):
+            raise CommunityError(f"member {name}: give either a shape or a model")
+        torch.set_num_threads(1)  # workers scale, threads do not
+        torch.manual_seed(seed)
+        self.name = name
+        self.decoding = Decoding(temperature, top_p, max_tokens, samples)
+        self.size = batch
+        self.judging = judge
+        self.optimizer = optimizer or Optimizer()
+        self.offsets = shape.offsets if shape else 0
+        self.codec: Codec
+        self.model: PreTrainedModel
+        if shape is not None:
+            codec = CharacterCodec(alphabet, shape.positions)
+            self.codec, self.model = codec, made(shape, codec)
+        else:
+            self.model, tokenizer = pretrained(model)
+            self.model = adapted(self.model, adapter) if adapter else self.model
+            self.codec = ChatCodec(tokenizer, system, shots)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.checkpoint = ""
+
+    # -- answering ---------------------------------------------------------------------
+
+    def propose(self, requests: Sequence[Request]) -> list[Idea]:
+        """One idea per request and sample. Tokens count what was generated."""
+        if isinstance(self.codec, CharacterCodec) and any(r.readings for r in requests):
+            return self._choose(requests)
+        asked = [
+            (request, sample, _phrasing(request, sample))
+            for request in requests
+            for sample in range(request.samples or self.decoding.samples)
+        ]
+        prompts = [self.codec.prompt(text, request.readings) for request, _, text in asked]
+        seeds = [seed_of(r.seed, self.name, r.task.id, r.turn, sample) for r, sample, _ in asked]
+        answers = generate(self.model, self.codec, prompts, seeds, self.decoding, self.size)
+        return [
+            self._idea(request, sample, text, answer)
+            for (request, sample, text), answer in zip(asked, answers, strict=True)
+        ]
+
+    def _idea(self, request: Request, sample: int, prompt: str, answer: Generated) -> Idea:
+        return Idea(
+            task=request.task.id,
+            author=self.name,
+            checkpoint=self.checkpoint,
+            round=request.round,
+            turn=request.turn,
+            sample=sample,
+            text=self.codec.text(answer.tokens),
+            parents=tuple(idea.id for idea in request.readings),
+            prompt="" if prompt == request.task.prompt else prompt,
+            tokens=len(answer.tokens),
+            logprob=answer.logprob,
+            decoding=self.decoding,
+        )
+
+    def _choose(self, requests: Sequence[Request]) -> list[Idea]:
+        """The most probable of the answers read, one idea a request; scores cost its tokens."""
+        options = [[i for i in r.readings if i.text and not i.failure] for r in requests]
+        pairs = [(r.task.prompt, i.text) for r, o in zip(requests, options, strict=True) for i in o]
+        scores = iter(self._score(pairs))
+        chosen = []
+        for request, read in zip(requests, options, strict=True):
+            rated = [(next(scores), idea) for idea in read]
+            best, idea = max(rated, key=lambda x: x[0], default=(-math.inf, None))
+            text = idea.text if idea else ""
+            tokens = sum(len(self.codec.answer(i.text)) for i in read)
+            answer = Generated(self.codec.answer(text), best if idea else 0.0)
+            made_idea = self._idea(request, 0, request.task.prompt, answer)
+            chosen.append(replace(made_idea, tokens=tokens, failure="" if idea else "read nothing"))
+        return chosen
+
+    # -- judging -----------------------------------------------------------------------
+
+    def judge(self, ballots: Sequence[Ballot]) -> list[Verdict]:
+        """One verdict a pair: the answer this model finds more probable, or reads as better.
+
+        Confidence is how far the two are apart, from 0 (undecided) to 1.
+        """
+        pairs = [(b, x, y) for b in ballots for x, y in b.pairs]
+        gaps = self._read(pairs) if self.judging == "reading" else self._compare(pairs)
+        return [
+            Verdict(
+                round=ballot.round,
+                task=ballot.task.id,
+                judge=self.name,
+                idea=x.id,
+                other=y.id,
+                score=float(gap > 0),
+                confidence=round(math.tanh(abs(gap) / 2), 6),
+            )
+            for (ballot, x, y), gap in zip(pairs, gaps, strict=True)
+            if gap != 0
+        ]
+
+    def _compare(self, pairs: Sequence[tuple[Ballot, Idea, Idea]]) -> list[float]:
+        """log P(first) - log P(second) of each pair; every text is scored once."""
+        wanted = {(b.task.prompt, i.text): 0.0 for b, x, y in pairs for i in (x, y)}
+        known = dict(zip(wanted, self._score(list(wanted)), strict=True))
+        return [known[b.task.prompt, x.text] - known[b.task.prompt, y.text] for b, x, y in pairs]
+
+    def _read(self, pairs: Sequence[tuple[Ballot, Idea, Idea]]) -> list[float]:
+        """Log-odds of "A" over "B", averaged over both orders, since models prefer a place."""
+        asked = []
+        for ballot, x, y in pairs:
+            for first, second in ((x, y), (y, x)):
+                question = (
+                    f"{ballot.task.prompt}\n\nA: {first.text}\nB: {second.text}\n\n"
+                    "Which answer is right, A or B?"
+                )
+                asked += [(question, "A"), (question, "B")]
+        s = self._score(asked)
+        return [(s[i] - s[i + 1] + s[i + 3] - s[i + 2]) / 2 for i in range(0, len(s), 4)]
+
+    def _score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        tokens = [(self.codec.prompt(p), self.codec.answer(a)) for p, a in pairs]
+        return score(self.model, self.codec, tokens, self.size)
+
+    # -- learning ----------------------------------------------------------------------
+
+    def learn(self, study: Study) -> Learned:
+        """Train on the lessons. Raises CommunityError for a lesson that names another."""
+        stray = {x.learner for x in (*study.lessons, *study.replay)} - {self.name}
+        if stray:
+            raise CommunityError(
+                f"{self.name} was given a lesson for {min(stray)}; "
+                "hand each lesson to the learner that it names"
+            )
+        torch.manual_seed(study.seed % 2**32)
+        return train(self.model, self.codec, study, self.optimizer, self.offsets)
+
+    # -- checkpoints -------------------------------------------------------------------
+
+    def save(self, folder: Path) -> str:
+        """Write weights, config and tokenizer to `folder / id`, id the hash of the weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            self.model.save_pretrained(part)
+            self.codec.tokenizer.save_pretrained(part)
+            self.checkpoint = _digest(weights_file(Path(part)))
+            target = folder / self.checkpoint
+            if not target.exists():
+                Path(part).rename(target)
+                Path(part).mkdir()  # for the context to remove
+        return self.checkpoint
+
+    def load(self, folder: Path, checkpoint: str) -> None:
+        """Take the weights of a checkpoint. Raises CommunityError if they are not intact."""
+        path = weights_file(folder / checkpoint)
+        if not path.is_file() or _digest(path) != checkpoint:
+            state = "damaged" if path.is_file() else "missing"
+            raise CommunityError(
+                f"checkpoint {checkpoint} of {self.name} is {state} ({path}); "
+                "restore the file or start the run anew"
+            )
+        load_weights(self.model, path)
+        self.checkpoint = checkpoint
+
+
+def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
+    """A fresh model of that shape. Raises CommunityError for an impossible one."""
+    hidden = shape.hidden or 2 * shape.width
+    wanted: dict[str, Any] = {
+        "vocab_size": codec.size,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "tie_word_embeddings": True,
+        "pad_token_id": codec.pad,
+        "bos_token_id": None,
+        "eos_token_id": codec.end,
+        # Dropout would make learning depend on more than the study's seed, and gives
+        # nothing here: examples are drawn anew all the time.
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), 0.0),
+    }
+    wanted["n_inner" if shape.family == "gpt2" else "intermediate_size"] = hidden
+    try:
+        config = AutoConfig.for_model(shape.family, **wanted)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except (ValueError, KeyError) as error:
+        raise CommunityError(f"no model of family {shape.family!r} can be made: {error}") from error
+    learned = getattr(getattr(model, "transformer", None), "wpe", None)
+    if learned is not None:
+        torch.nn.init.normal_(learned.weight, std=shape.spread)
+    return model
+
+
+def _phrasing(request: Request, sample: int) -> str:
+    words = request.phrasings
+    return words[sample % len(words)] if words else request.task.prompt
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]

@@ -1,0 +1,1 @@
+"""Measurements: each file prints a table, checking results before it times anything."""

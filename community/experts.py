@@ -1,0 +1,94 @@
+"""First experts: made once by first lessons, and taken from the cache in the runs to come."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from community import __version__
+from community.config import Recipe
+from community.members import Members
+from community.packaged import cache
+from community.pool import Spec
+from community.school import first_lessons
+from community.types import Arena, Learned, Study, content_hash, seed_of
+
+
+LABEL = "learned.json"
+
+
+def begin(
+    recipe: Recipe, specs: Sequence[Spec], members: Members, arena: Arena, folder: Path
+) -> dict[str, Learned]:
+    """Give every member its first checkpoint; returns what those learned that were taught.
+
+    An expert is cached under the hash of all that made it: member, arena, first lessons,
+    seed and this program's version.
+    """
+    checkpoints = folder / "checkpoints"
+    if not recipe.first.examples:
+        members.save()
+        return {}
+    shelves = {spec.name: cache() / "experts" / _key(recipe, spec) for spec in specs}
+    known = {name: found for name, shelf in shelves.items() if (found := _shelved(shelf))}
+    for name, (_, checkpoint) in known.items():
+        _copy(shelves[name] / checkpoint, checkpoints / checkpoint)
+    members.load({name: checkpoint for name, (_, checkpoint) in known.items()})
+    wanted = [name for name in shelves if name not in known]
+    learned = members.learn({n: _study(recipe, arena, n) for n in wanted}, "first lessons")
+    missing = [name for name in wanted if name not in learned]
+    if missing:
+        raise RuntimeError(f"{', '.join(missing)} failed in the first lessons")
+    for name, (found, checkpoint) in learned.items():
+        _copy(checkpoints / checkpoint, shelves[name] / checkpoint)
+        _write(shelves[name] / LABEL, json.dumps([checkpoint, asdict(found)]))
+    return {name: found for name, (found, _) in (known | learned).items()}
+
+
+def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:
+    first = recipe.first
+    return Study(
+        round=0,
+        seed=seed_of(recipe.run.seed, learner, "first study"),
+        lessons=first_lessons(arena, first, learner, recipe.run.seed, first.examples),
+        steps=first.steps,
+        batch=recipe.learning.batch,
+    )
+
+
+def _key(recipe: Recipe, spec: Spec) -> str:
+    table = next(t for name, t in recipe.roster() if name == spec.name)
+    made_of = table.model_dump(mode="json", exclude={"name", "count", "cpus", "gpus"})
+    return content_hash(
+        "expert", __version__, spec.name, spec.seed, made_of, recipe.arena.model_dump(mode="json"),
+        recipe.first.model_dump(mode="json"), recipe.run.seed, recipe.learning.batch,
+    )  # fmt: skip
+
+
+def _shelved(shelf: Path) -> tuple[Learned, str] | None:
+    """What was learned and the checkpoint, if both are on the shelf."""
+    try:
+        checkpoint, found = json.loads((shelf / LABEL).read_text())
+    except (OSError, ValueError):
+        return None
+    return (Learned(**found), checkpoint) if (shelf / checkpoint).is_dir() else None
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder so that it is there whole or not at all; leave one that is there."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".part-{target.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    part.rename(target)

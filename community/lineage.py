@@ -1,0 +1,356 @@
+"""Where an idea came from and what came of it, across conversations and across learning.
+
+An idea has two kinds of ancestors: the ideas its author read, and whatever taught its
+author: the lessons behind the checkpoint that gave it, the winning ideas of those lessons,
+their authors' checkpoints, and so on to the start. Descendants are the same, the other way.
+A checkpoint may have thousands of lessons, so each step shows a few and counts the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+from sqlalchemy import Connection, RowMapping, Select, and_, case, func, select
+
+from community.ledger import Ledger
+from community.tables import checkpoints, ideas, lessons, parents, rankings, tasks, taught, verdicts
+from community.types import WORLD
+
+WIDTH = 3
+"""How many lessons, readings or ideas a step shows."""
+DEPTH = 4
+"""How far readings of readings are shown."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """An idea, a lesson or a checkpoint, what is known of it, and what it leads to."""
+
+    kind: str  # "idea", "lesson" or "checkpoint"
+    id: str
+    facts: Mapping[str, Any]  # JSON values
+    nodes: tuple[Node, ...] = ()
+    more: int = 0  # further nodes that are not shown
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of a lineage."""
+
+    ideas: tuple[Node, ...]  # nearest in the conversation; each leads to those beyond it
+    total: int  # ideas at any distance in the conversation
+    steps: tuple[Node, ...]  # one path across learning, nearest first
+    more: int = 0  # lessons of the idea itself that are not among the steps
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """An idea with its verdicts, all that led to it and all that came of it.
+
+    Steps of `ancestors` are checkpoints, each with the lessons that made it; the first
+    lesson's idea was given by the next step's checkpoint. Steps of `descendants` are lessons,
+    each with the checkpoints it made, and these with the best ideas they gave.
+    """
+
+    idea: Node
+    ancestors: Side
+    descendants: Side
+
+
+def lineage(ledger: Ledger, idea_id: str) -> Lineage:
+    """The lineage of the idea whose id starts so. Raises CommunityError if there is no one such."""
+    full = ledger.idea(idea_id).id
+    with ledger.reading() as conn:
+        row = conn.scalars(select(ideas.c.row).where(ideas.c.id == full)).one()
+        facts = {**_idea_facts(conn, row), "verdicts": _verdicts(conn, row)}
+        return Lineage(
+            idea=Node("idea", full, facts),
+            ancestors=Side(*_conversation(conn, row, back=True), _taught_by(conn, row)),
+            descendants=Side(*_conversation(conn, row, back=False), *_came_of(conn, row)),
+        )
+
+
+def relatives(ledger: Ledger, idea_id: str, back: bool = True) -> list[str]:
+    """Ids of all ideas that an idea builds on in its conversation, at any distance, in order.
+
+    With `back` false, of all ideas that build on it. `idea_id` may be a unique prefix.
+    """
+    full = ledger.idea(idea_id).id
+    with ledger.reading() as conn:
+        row = conn.scalars(select(ideas.c.row).where(ideas.c.id == full)).one()
+        walk = _walk(row, back).subquery()
+        found = select(ideas.c.id).join_from(walk, ideas, walk.c.row == ideas.c.row)
+        return list(conn.scalars(found.order_by(ideas.c.row)))
+
+
+# -- facts ---------------------------------------------------------------------------------
+
+
+def _idea_facts(conn: Connection, row: int) -> dict[str, Any]:
+    own = ("author", "checkpoint", "round", "turn", "sample", "text", "answer", "failure", "tokens")
+    rank = ("place", "strength", "low", "high", "comparisons", "confidence", "supporters")
+    same = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
+    query = (
+        select(tasks.c.prompt.label("task"), tasks.c.domain, tasks.c.level)
+        .add_columns(*(ideas.c[name] for name in own), *(rankings.c[name] for name in rank))
+        .join_from(ideas, tasks, ideas.c.task == tasks.c.row)
+        .outerjoin(rankings, same)
+        .where(ideas.c.row == row)
+    )
+    return dict(conn.execute(query).mappings().first() or {})
+
+
+def _idea_node(conn: Connection, row: int) -> Node:
+    id = conn.scalars(select(ideas.c.id).where(ideas.c.row == row)).one()
+    return Node("idea", id, _idea_facts(conn, row))
+
+
+def _verdicts(conn: Connection, row: int) -> list[dict[str, Any]]:
+    """Who judged the idea and how; of a pair, the score is the share in the idea's favour."""
+    found = []
+    for own, rival in (("idea", "other"), ("other", "idea")):
+        query = (
+            select(verdicts.c.judge, verdicts.c.score, verdicts.c.confidence, ideas.c.id)
+            .outerjoin(ideas, verdicts.c[rival] == ideas.c.row)
+            .where(verdicts.c[own] == row)
+            .order_by(verdicts.c.row)
+        )
+        for judge, score, confidence, against in conn.execute(query):
+            share = score if own == "idea" else 1 - score
+            entry = {"judge": judge, "score": share, "confidence": confidence}
+            found.append({**entry, "against": against or ""})
+    return sorted(found, key=lambda entry: entry["judge"] != WORLD)
+
+
+# -- the conversation ----------------------------------------------------------------------
+
+
+def _walk(row: int, back: bool) -> Select[tuple[int]]:
+    """Rows of all ideas before (or after) one in its conversation."""
+    near, far = parents.c.idea, parents.c.parent
+    if not back:
+        near, far = far, near
+    walk = select(far.label("row")).where(near == row).cte("walk", recursive=True)
+    walk = walk.union(select(far).join_from(walk, parents, near == walk.c.row))
+    return select(walk.c.row)
+
+
+def _conversation(conn: Connection, row: int, back: bool) -> tuple[tuple[Node, ...], int]:
+    total = conn.scalar(select(func.count()).select_from(_walk(row, back).subquery())) or 0
+    return _near(conn, row, back, DEPTH)[0], total
+
+
+def _near(conn: Connection, row: int, back: bool, depth: int) -> tuple[tuple[Node, ...], int]:
+    """The best-placed ideas next to one, the first of them followed further; how many more."""
+    near, far = parents.c.idea, parents.c.parent
+    if not back:
+        near, far = far, near
+    place = func.min(func.coalesce(rankings.c.place, 1_000_000_000))
+    query = (
+        select(far)
+        .outerjoin(rankings, rankings.c.idea == far)
+        .where(near == row)
+        .group_by(far)
+        .order_by(place, far)
+    )
+    found = conn.scalars(query).all()
+    nodes = []
+    for i, other in enumerate(found[:WIDTH]):
+        node = _idea_node(conn, other)
+        beyond, more = _near(conn, other, back, depth - 1) if i == 0 and depth > 1 else ((), 0)
+        nodes.append(Node(node.kind, node.id, node.facts, beyond, more))
+    return tuple(nodes), len(found) - len(nodes)
+
+
+# -- learning, back ------------------------------------------------------------------------
+
+
+def _taught_by(conn: Connection, row: int) -> tuple[Node, ...]:
+    """The checkpoint that gave the idea, that of its first lesson's idea, and on to the start."""
+    start = _idea_facts(conn, row)
+    facts, steps = start, []
+    while made := _made_before(conn, facts["author"], facts["checkpoint"], facts["round"]):
+        taught_with = _lessons_of(conn, made["row"], start)
+        nodes = [_lesson_node(conn, lesson) for lesson, _ in taught_with[:WIDTH]]
+        steps.append(_checkpoint_node(made, tuple(nodes), len(taught_with)))
+        source = taught_with[0][1] if taught_with else None
+        if source is not None:
+            facts = _idea_facts(conn, source)
+        elif not taught_with and made["parent"]:  # no lessons that time: what it was before
+            facts = {**made, "author": made["agent"], "checkpoint": made["parent"]}
+            facts["round"] = made["learning"]
+        else:
+            break
+    return tuple(steps)
+
+
+def _made_before(conn: Connection, agent: str, id: str, round: int) -> RowMapping | None:
+    c = checkpoints.c
+    query = select(checkpoints).where(c.agent == agent, c.id == id, c.learning < round)
+    order = query.order_by(c.learning.desc(), c.row.desc()).limit(1)
+    return conn.execute(order).mappings().one_or_none()
+
+
+def _lessons_of(
+    conn: Connection, checkpoint: int, like: Mapping[str, Any]
+) -> Sequence[tuple[int, int | None]]:
+    """(lesson row, idea row) of a checkpoint's lessons, those nearest to a task first."""
+    same = case((tasks.c.domain == like["domain"], 0), else_=1)
+    level = func.abs(tasks.c.level - like["level"])
+    query = (
+        select(lessons.c.row, lessons.c.idea)
+        .join_from(taught, lessons, taught.c.lesson == lessons.c.row)
+        .join(tasks, lessons.c.task == tasks.c.row)
+        .where(taught.c.checkpoint == checkpoint)
+        .order_by(same, level, lessons.c.confidence.desc(), lessons.c.row)
+    )
+    return [(lesson, idea) for lesson, idea in conn.execute(query)]
+
+
+def _lesson_node(conn: Connection, row: int, nodes: tuple[Node, ...] = ()) -> Node:
+    own = ("round", "learner", "reason", "confidence", "text")
+    query = (
+        select(lessons.c.id, ideas.c.id.label("idea"), ideas.c.author, ideas.c.checkpoint)
+        .add_columns(tasks.c.prompt.label("task"), *(lessons.c[name] for name in own))
+        .join_from(lessons, tasks, lessons.c.task == tasks.c.row)
+        .outerjoin(ideas, lessons.c.idea == ideas.c.row)
+        .where(lessons.c.row == row)
+    )
+    facts = dict(conn.execute(query).mappings().one())
+    return Node("lesson", facts.pop("id"), facts, nodes)
+
+
+def _checkpoint_node(made: RowMapping, nodes: tuple[Node, ...], total: int, **facts: Any) -> Node:
+    own = {name: made[name] for name in ("agent", "learning", "parent", "kept", "before", "after")}
+    return Node("checkpoint", made["id"], {**own, **facts}, nodes, total - len(nodes))
+
+
+# -- learning, forward ---------------------------------------------------------------------
+
+
+def _came_of(conn: Connection, row: int) -> tuple[tuple[Node, ...], int]:
+    """Lessons an idea became, then one of the best ideas they led to, and so on; how many more."""
+    steps: list[Node] = []
+    all_own = _lessons_from(conn, [row])
+    found = all_own[: 3 * WIDTH]
+    while found:
+        followed: list[int] = []
+        for lesson in found:
+            made, best = _made_of(conn, lesson)
+            steps.append(_lesson_node(conn, lesson, made))
+            followed += best
+        found = _lessons_from(conn, followed)[:1]
+    return tuple(steps), max(len(all_own) - 3 * WIDTH, 0)
+
+
+def _lessons_from(conn: Connection, rows: Sequence[int]) -> Sequence[int]:
+    query = select(lessons.c.row).where(lessons.c.idea.in_(rows))
+    return conn.scalars(query.order_by(lessons.c.confidence.desc(), lessons.c.row)).all()
+
+
+def _made_of(conn: Connection, lesson: int) -> tuple[tuple[Node, ...], list[int]]:
+    """The checkpoints a lesson made, with their best ideas, and these ideas' rows."""
+    query = select(checkpoints).join(taught, taught.c.checkpoint == checkpoints.c.row)
+    made = conn.execute(query.where(taught.c.lesson == lesson).order_by(checkpoints.c.row))
+    nodes: list[Node] = []
+    followed: list[int] = []
+    for checkpoint in made.mappings().all():
+        given = and_(
+            ideas.c.author == checkpoint["agent"],
+            ideas.c.checkpoint == checkpoint["id"],
+            ideas.c.round > checkpoint["learning"],
+        )
+        total = conn.scalar(select(func.count()).where(given)) or 0
+        joined = select(ideas.c.row).join_from(ideas, rankings, rankings.c.idea == ideas.c.row)
+        order = joined.where(given).order_by(rankings.c.place, rankings.c.confidence.desc())
+        best = list(dict.fromkeys(conn.scalars(order.order_by(ideas.c.row).limit(WIDTH))))
+        shown = tuple(_idea_node(conn, row) for row in best)
+        nodes.append(_checkpoint_node(checkpoint, shown, total, ideas=total))
+        followed += best
+    return tuple(nodes), followed
+
+
+# -- to read -------------------------------------------------------------------------------
+
+
+def as_dict(found: Lineage) -> dict[str, Any]:
+    """The lineage as JSON values."""
+    return asdict(found)
+
+
+def render(found: Lineage) -> Tree:
+    """The lineage as a tree for the terminal."""
+    facts = found.idea.facts
+    tree = Tree(_line(found.idea))
+    tree.add(Text(f"asked: {_plain(facts['task'])}"))
+    tree.add(Text(f"said: {_plain(facts['text'] or facts['failure'])}"))
+    judged = tree.add(f"judged by {_count(len(facts['verdicts']), 'verdict')}")
+    for verdict in facts["verdicts"][: 3 * WIDTH]:
+        against = f" against {verdict['against'][:10]}" if verdict["against"] else ""
+        said = f"{verdict['judge']}: {verdict['score']:.2f}{against}"
+        judged.add(Text(f"{said} (confidence {verdict['confidence']:.2f})"))
+    _more(judged, len(facts["verdicts"]) - 3 * WIDTH)
+    back, ahead = found.ancestors, found.descendants
+    _branch(tree, f"builds on {_count(back.total, 'idea')} of its conversation", back.ideas)
+    _branch(tree, "taught by, back to the start", back.steps)
+    _branch(tree, f"built on by {_count(ahead.total, 'idea')} of its conversation", ahead.ideas)
+    _branch(tree, "taught, and what came of that", ahead.steps, ahead.more)
+    return tree
+
+
+def _branch(tree: Tree, title: str, nodes: Sequence[Node], more: int = 0) -> None:
+    branch = tree.add(title)
+    for node in nodes:
+        _add(branch, node)
+    _more(branch, more)
+
+
+def _add(tree: Tree, node: Node) -> None:
+    branch = tree.add(_line(node))
+    for inner in node.nodes:
+        _add(branch, inner)
+    _more(branch, node.more)
+
+
+def _more(tree: Tree, count: int) -> None:
+    if count > 0:
+        tree.add(Text(f"and {count} more", style="dim"))
+
+
+def _line(node: Node) -> Text:
+    """One line about a node."""
+    f = node.facts
+    line = Text(f"{node.kind} ", style="dim").append(node.id[:10], style="bold cyan")
+    if node.kind == "idea":
+        line.append(f" round {f['round']}, {f['author']}@{f['checkpoint'][:10]}")
+        if f["place"] is not None:
+            line.append(f", place {f['place']} (confidence {f['confidence']:.2f})")
+        line.append(f" → {_plain(f['answer'] or f['text'] or f['failure'])}", style="green")
+    elif node.kind == "lesson":
+        source = f" from idea {f['idea'][:10]} by {f['author']}" if f["idea"] else ""
+        line.append(f" round {f['round']}, for {f['learner']}{source}")
+        line.append(f" ({f['reason']}, confidence {f['confidence']:.2f}): {_plain(f['task'])}")
+    else:
+        line.append(f" {f['agent']} after round {f['learning']}")
+        if f["before"] is not None and f["after"] is not None:
+            line.append(f", validation {f['before']:.3f} → {f['after']:.3f}")
+        line.append("" if f["kept"] else ", rolled back", style="red")
+        line.append(
+            f", {_count(len(node.nodes) + node.more, 'idea' if 'ideas' in f else 'lesson')}"
+        )
+    return line
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _plain(text: str, width: int = 60) -> str:
+    """A model's text as one printable line: it may hold anything, escape sequences included."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(line.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,93 @@
+"""A validated recipe -> the parts it names, each option checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from community.config import Recipe, check_options
+from community.errors import unknown
+from community.plugins import load
+from community.pool import Spec
+from community.ranking import METHODS, pairings, rank
+from community.round import Rules
+from community.router import Router
+from community.topology import at_round, build
+from community.types import Arena, seed_of
+
+FILLED_IN = ("self", "name", "seed", "alphabet", "solve", "domain")
+
+
+def arena_of(recipe: Recipe, base: Path) -> Arena:
+    """The recipe's arena. Raises CommunityError for an unknown one or wrong options."""
+    return load("arena", recipe.arena.use, base)(**_arena_options(recipe, base))
+
+
+def specs_of(recipe: Recipe, base: Path) -> list[Spec]:
+    """Every member's spec. Raises CommunityError for an unknown agent or wrong options."""
+    arena_options = _arena_options(recipe, base)
+    specs = []
+    for name, table in recipe.roster():
+        make = load("agent", table.use, base)
+        options = check_options(make, table.options, f"members.{name}", FILLED_IN)
+        specs.append(
+            Spec(
+                name=name,
+                use=table.use,
+                seed=seed_of(recipe.run.seed, name, "member"),
+                options=options,
+                base=str(base),
+                arena=recipe.arena.use,
+                arena_options=arena_options,
+                cpus=table.cpus,
+                gpus=table.gpus,
+            )
+        )
+    return specs
+
+
+def _arena_options(recipe: Recipe, base: Path) -> dict[str, Any]:
+    make = load("arena", recipe.arena.use, base)
+    return check_options(make, recipe.arena.options, "arena", ("self",))
+
+
+def router_of(recipe: Recipe, names: Sequence[str]) -> Router:
+    """The shared router. Raises CommunityError for an unknown policy or impossible top_k."""
+    return Router(
+        names,
+        seed=seed_of(recipe.run.seed, "router"),
+        top_k=recipe.router.top_k or None,
+        policy=recipe.router.policy,
+        explore=recipe.router.explore,
+        min_confidence=recipe.ranking.min_confidence,
+        min_supporters=recipe.ranking.min_supporters,
+        best=recipe.ranking.best,
+    )
+
+
+def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiGraph[str]:
+    """Who reads whom in round n. Raises CommunityError for an unknown topology or a bad file."""
+    schedule = [(t.from_round, t.use, t.options) for t in recipe.topology]
+    use, options = at_round(schedule, n)
+    if "path" in options:
+        options = options | {"path": str(base / options["path"])}
+    return build(use, names, seed_of(recipe.run.seed, "topology"), **options)
+
+
+def rules_of(recipe: Recipe, trust: Mapping[str, float]) -> Rules:
+    """How the community deliberates, given what is known of its members so far."""
+    if recipe.ranking.method not in METHODS:
+        raise unknown("ranking method", recipe.ranking.method, METHODS)
+    method = recipe.ranking.method
+    return Rules(
+        seed=recipe.run.seed,
+        rank=lambda ideas, verdicts, trust: rank(ideas, verdicts, method, trust),
+        pairings=pairings,
+        turns=recipe.run.turns,
+        pairs=recipe.judging.pairs,
+        judges=recipe.judging.judges,
+        trust=trust,
+    )

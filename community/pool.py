@@ -1,0 +1,252 @@
+"""Where agents run: one after the other in this process, or as Ray actors, one each.
+
+A pool takes one call per member and gives each member's result back. It keeps the
+checkpoint that each member stands at, so that an actor that died is made anew from it and
+asked again. What a call returns depends on its arguments and that checkpoint alone, so
+neither the pool nor the number of workers can be told from a ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from community.errors import CommunityError
+from community.plugins import load
+from community.types import Agent, Learned, Study
+
+ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
+PATIENCE = 5.0  # seconds until a Ray address that says nothing counts as unreachable
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that is needed to make a member anywhere: plain data."""
+
+    name: str
+    use: str
+    seed: int
+    options: Mapping[str, Any]
+    base: str  # the recipe's folder, for plugins and models given as paths
+    arena: str
+    arena_options: Mapping[str, Any] = field(default_factory=dict)
+    cpus: float = 0.0  # 0: an even share of the workers
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an agent raised instead of answering."""
+
+    reason: str
+
+
+class Worker:
+    """One member and the folder of its checkpoints."""
+
+    def __init__(self, spec: Spec, folder: str, checkpoint: str = "") -> None:
+        self.agent = build(spec)
+        self.folder = Path(folder)
+        if checkpoint:
+            self.agent.load(self.folder, checkpoint)
+
+    def propose(self, requests: Sequence[Any]) -> list[Any]:
+        return isolate(self.agent.propose, requests)
+
+    def judge(self, ballots: Sequence[Any]) -> list[Any]:
+        return isolate(self.agent.judge, ballots)
+
+    def learn(self, study: Study) -> tuple[Learned, str]:
+        """Train and save in one call: an actor that dies between them loses nothing."""
+        learned = self.agent.learn(study)
+        return learned, self.agent.save(self.folder)
+
+    def save(self) -> str:
+        return self.agent.save(self.folder)
+
+    def load(self, checkpoint: str) -> str:
+        self.agent.load(self.folder, checkpoint)
+        return checkpoint
+
+
+def build(spec: Spec) -> Agent:
+    """The member of a spec; parameters that belong to the arena are filled in from it."""
+    base = Path(spec.base)
+    arena = load("arena", spec.arena, base)(**spec.arena_options)
+    make = load("agent", spec.use, base)
+    given: dict[str, Any] = {"name": spec.name, "seed": spec.seed}
+    for parameter in ("alphabet", "solve", "domain"):
+        if parameter in make.__init__.__annotations__ and hasattr(arena, parameter):
+            given[parameter] = getattr(arena, parameter)
+    agent: Agent = make(**given, **spec.options)
+    return agent
+
+
+def isolate(
+    method: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]
+) -> list[tuple[int, Any]]:
+    """The method's results over a batch as (position, result), halving it around failures.
+
+    A result of position i belongs to `batch[i]` where one item gave it; results of a batch
+    that went through have position -1. What raises alone becomes a Failure.
+    """
+    try:
+        return [(-1, result) for result in method(batch)]
+    except Exception as error:  # whatever a member raises is data
+        if len(batch) == 1:
+            return [(0, Failure(f"{type(error).__name__}: {error}"))]
+    middle = len(batch) // 2
+    left, right = isolate(method, batch[:middle]), isolate(method, batch[middle:])
+    return left + [(i if i < 0 else i + middle, result) for i, result in right]
+
+
+class Pool(Protocol):
+    """Members that can be called."""
+
+    def call(
+        self,
+        method: str,
+        work: Mapping[str, tuple[Any, ...]],
+        done: Callable[[str, Any], None] = lambda name, result: None,
+    ) -> dict[str, Any]:
+        """Member -> result of `method(*arguments)`, in the order of `work`; a member that
+        could not be revived gives a Failure. Raises CommunityError that a member raised."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalPool:
+    """All members in this process, called one after the other."""
+
+    def __init__(self, specs: Sequence[Spec], folder: Path) -> None:
+        self._workers = {spec.name: Worker(spec, str(folder)) for spec in specs}
+
+    def call(
+        self,
+        method: str,
+        work: Mapping[str, tuple[Any, ...]],
+        done: Callable[[str, Any], None] = lambda name, result: None,
+    ) -> dict[str, Any]:
+        results = {}
+        for name, arguments in work.items():
+            results[name] = getattr(self._workers[name], method)(*arguments)
+            done(name, results[name])
+        return results
+
+    def close(self) -> None:
+        self._workers.clear()
+
+
+class RayPool:
+    """One Ray actor a member, at most `workers` of them at work at a time."""
+
+    def __init__(
+        self, specs: Sequence[Spec], folder: Path, workers: int, address: str = ""
+    ) -> None:
+        """Starts Ray on this machine, or joins the cluster at `address`.
+
+        Raises CommunityError for an address that does not answer.
+        """
+        _connect(workers, address)
+        self._specs = {spec.name: spec for spec in specs}
+        self._folder = str(folder.resolve())
+        self._workers = workers
+        self._share = min(1.0, workers / max(1, len(specs)))
+        self._checkpoints = dict.fromkeys(self._specs, "")
+        self._actors = {name: self._start(name) for name in self._specs}
+
+    def call(
+        self,
+        method: str,
+        work: Mapping[str, tuple[Any, ...]],
+        done: Callable[[str, Any], None] = lambda name, result: None,
+    ) -> dict[str, Any]:
+        waiting, running, results = list(work), {}, {}
+        attempts = dict.fromkeys(work, 0)
+        while waiting or running:
+            while waiting and len(running) < self._workers:
+                name = waiting.pop(0)
+                attempts[name] += 1
+                reference = getattr(self._actors[name], method).remote(*work[name])
+                running[reference] = name
+            ready, _ = ray.wait(list(running), num_returns=1)
+            name = running.pop(ready[0])
+            try:
+                results[name] = self._keep(name, method, ray.get(ready[0]))
+            except RayActorError as error:
+                self._actors[name] = self._start(name)
+                if attempts[name] < ATTEMPTS:
+                    waiting.insert(0, name)
+                    continue
+                results[name] = Failure(f"its actor died {ATTEMPTS} times: {_first(error)}")
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from error
+            done(name, results[name])
+        return {name: results[name] for name in work}
+
+    def close(self) -> None:
+        """Stop the actors. Ray itself stays up for the pools to come."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _start(self, name: str) -> Any:
+        spec = self._specs[name]
+        actor = ray.remote(Worker).options(
+            num_cpus=spec.cpus or self._share, num_gpus=spec.gpus, name=None
+        )
+        return actor.remote(spec, self._folder, self._checkpoints[name])
+
+    def _keep(self, name: str, method: str, result: Any) -> Any:
+        """Remember where a member stands, for the day its actor dies."""
+        if method in ("save", "load"):
+            self._checkpoints[name] = result
+        elif method == "learn":
+            self._checkpoints[name] = result[1]
+        return result
+
+
+def _connect(workers: int, address: str) -> None:
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        if address:
+            _probe(address)
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise CommunityError(
+            f"cannot reach {where} ({_first(error)}); check the address, or use --pool local"
+        ) from error
+
+
+def _probe(address: str) -> None:
+    """Ray itself would try for a minute; a closed port shows at once."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConnectionError("an address looks like host:6379 or ray://host:10001")
+    socket.create_connection((host, int(port)), PATIENCE).close()
+
+
+def _cause(error: Exception) -> Exception:
+    """The CommunityError inside a Ray error, if that is what the member raised."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, CommunityError) else error
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

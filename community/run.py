@@ -1,0 +1,384 @@
+"""Rounds -> lessons -> learning -> holdout scores, over and over; and how to go on later.
+
+A round and its learning are one transaction each. Whatever happens in between, a run goes
+on from the last of them: everything else follows from the recipe, the seeds and the ledger.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import tomli_w
+
+from community import experts, school
+from community.config import Recipe, read
+from community.errors import CommunityError
+from community.ledger import Ledger
+from community.members import Listener, Members, Silence
+from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
+from community.pool import LocalPool, Pool, RayPool, Spec
+from community.round import deliberate, play_round
+from community.types import Checkpoint, Idea, Learned, Learning, Round, Score, Split, Task
+
+VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
+
+
+@dataclass(frozen=True)
+class How:
+    """What may change the time a run takes, but not what comes of it."""
+
+    pool: str = ""  # "" is the recipe's
+    workers: int = 0  # 0 is the recipe's
+    address: str = ""  # of a Ray cluster
+    listener: Listener = field(default_factory=Silence)
+
+
+def create(recipe: Recipe, base: Path, folder: Path) -> None:
+    """Lay out a new run: its folder, the resolved recipe and an empty ledger.
+
+    Raises CommunityError if the name is taken or the recipe names what does not exist.
+    """
+    specs_of(recipe, base)
+    if folder.exists() and any(folder.iterdir()):
+        raise CommunityError(
+            f"there is a run in {folder} already; `community resume {folder.name}` goes on with "
+            "it, --name gives the new one another name"
+        )
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+        (folder / "recipe.toml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommunityError(f"cannot write to {folder}: {error.strerror}") from error
+    _new_ledger(recipe, base, folder)
+
+
+def _new_ledger(recipe: Recipe, base: Path, folder: Path) -> None:
+    """Made under another name first: a run's ledger is there whole or not at all."""
+    part = folder / "ledger.part"
+    for path in folder.glob("ledger.part*"):
+        path.unlink()
+    meta = {
+        "recipe": recipe.content(),
+        "recipe_hash": recipe.hash,
+        "seed": recipe.run.seed,
+        "base": str(base.resolve()),
+        "versions": {name: version(name) for name in VERSIONS} | {"python": sys.version.split()[0]},
+    }
+    members = [
+        (name, {"backend": table.use, **table.model_dump(mode="json")})
+        for name, table in recipe.roster()
+    ]
+    Ledger.create(part, meta, members).close()
+    part.rename(folder / "ledger.db")
+
+
+def reopen(folder: Path) -> tuple[Recipe, Path]:
+    """The recipe of a run that was started before, and the folder its paths are relative to.
+
+    Raises CommunityError if there is no run or its recipe was changed since.
+    """
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise CommunityError(f"there is no run in {folder}; `community runs` lists what there is")
+    recipe = read(path)
+    if not (folder / "ledger.db").exists():
+        _new_ledger(recipe, folder, folder)
+    with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
+        meta = ledger.meta
+    changed = list(_differences(meta["recipe"], recipe.content()))
+    if changed:
+        raise CommunityError(
+            f"the recipe of {folder.name} was changed since it started: {'; '.join(changed)}; "
+            "undo that, or start a new run with --name"
+        )
+    return recipe, Path(meta["base"])
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (x, y) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(x, y, f"{place}[{i}]")
+    elif old != new:
+        yield f"{place} was {old!r} and is {new!r}"
+
+
+def play(folder: Path, how: How, recipe: Recipe | None = None) -> None:
+    """Play a run to its end from wherever it stands."""
+    found, base = reopen(folder)
+    recipe = recipe or found
+    with Ledger.open(folder / "ledger.db") as ledger:
+        if ledger.last_learning() < recipe.run.rounds:
+            specs = specs_of(recipe, base)
+            with _pool(specs, folder, how, recipe) as pool:
+                Run(recipe, base, folder, ledger, pool, specs, how).play()
+
+
+@contextmanager
+def _pool(specs: Sequence[Spec], folder: Path, how: How, recipe: Recipe) -> Iterator[Pool]:
+    kind = how.pool or recipe.run.pool
+    checkpoints = folder / "checkpoints"
+    pool: Pool
+    if kind == "local":
+        pool = LocalPool(specs, checkpoints)
+    else:
+        pool = RayPool(specs, checkpoints, how.workers or recipe.run.workers, how.address)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+class Run:
+    """A run in play."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Path,
+        folder: Path,
+        ledger: Ledger,
+        pool: Pool,
+        specs: Sequence[Spec],
+        how: How,
+    ) -> None:
+        self.recipe, self.base, self.folder, self.ledger = recipe, base, folder, ledger
+        self.specs = specs
+        self.how = how
+        self.names = [spec.name for spec in specs]
+        self.seed = recipe.run.seed
+        self.arena = arena_of(recipe, base)
+        self.members = Members(
+            pool, self.names, self.arena, self.seed, how.listener, recipe.tasks.phrasings
+        )
+        self.router = router_of(recipe, self.names)
+        self.started = monotonic()
+
+    def play(self) -> None:
+        """From the last thing recorded to the last round, or to the end of the budget."""
+        if self.ledger.last_learning() < 0:
+            self._begin()
+        else:
+            self.members.load(self.ledger.current_checkpoints())
+        last = self.ledger.last_round()
+        if last:
+            self.router.restore(self.ledger.router_state(last))
+        if last > self.ledger.last_learning():
+            self._learn(self.ledger.round(last))
+        while (n := self.ledger.last_round() + 1) <= self.recipe.run.rounds:
+            if self._spent():
+                break
+            self.how.listener.round(n, self.recipe.run.rounds, self.recipe.level(n))
+            self._learn(self._play_round(n))
+
+    def _begin(self) -> None:
+        """First lessons, or members as they are; then how everyone scores at the start."""
+        start = monotonic()
+        self.how.listener.round(0, self.recipe.run.rounds, max(self.recipe.first.levels))
+        self.ledger.reserve(self.tasks("validation") + self.tasks("holdout"))
+        learned = experts.begin(self.recipe, self.specs, self.members, self.arena, self.folder)
+        checkpoints = tuple(
+            _checkpoint(name, 0, self.members.checkpoints[name], "", learned.get(name))
+            for name in self.names
+        )
+        tokens = {name: found.tokens for name, found in learned.items()}
+        self._record(0, checkpoints, tokens, start)
+
+    def _play_round(self, n: int) -> Round:
+        tasks = self.tasks("train", n)
+        world = self.arena if self.recipe.run.world == "always" else None
+        graph = graph_of(self.recipe, self.names, n, self.base)
+        rules = rules_of(self.recipe, {})
+        round_ = play_round(n, tasks, self.members, graph, self.router, world, rules)
+        self.ledger.record(round_)
+        return round_
+
+    def tasks(self, split: Split, n: int = 0) -> list[Task]:
+        """The tasks of a split; of round n where it is the train split. Each once."""
+        wanted = self.recipe.tasks
+        if split == "train":
+            plan = [(self.recipe.level(n), wanted.train)]
+        elif split == "validation":
+            plan = [(level, wanted.validation) for level in wanted.validation_levels]
+        else:
+            plan = [(level, wanted.holdout) for level in wanted.holdout_levels]
+        # A round's tasks follow each other in one sequence, so that none comes twice early on.
+        first = (n - 1) * wanted.train if n else 0
+        posed = (
+            self.arena.pose(split, self.seed, first + index, level)
+            for level, count in plan
+            for index in range(count)
+        )
+        return list({task.id: task for task in posed}.values())
+
+    # -- learning ----------------------------------------------------------------------
+
+    def _learn(self, round_: Round) -> None:
+        """Each learner studies its lessons; who got worse goes back to what it was."""
+        start, n = monotonic(), round_.n
+        studies = school.studies(
+            n, round_.lessons, self._replays(round_), self.recipe.learning, self.seed
+        )
+        parents = {name: self.members.checkpoints[name] for name in studies}
+        before = self._exam(round_, list(studies))
+        learned = self.members.learn(studies)
+        after = self._exam(round_, list(learned))
+        fallen = {name for name in learned if self._fell(name, before, after)}
+        self.members.load({name: parents[name] for name in sorted(fallen)})
+        checkpoints = tuple(
+            replace(
+                _checkpoint(name, n, id_, parents[name], found),
+                kept=name not in fallen,
+                before=school.share(_both(name, before)),
+                after=school.share(_both(name, after)),
+                lessons=tuple(lesson.id for lesson in studies[name].lessons),
+            )
+            for name, (found, id_) in learned.items()
+        )
+        tokens = {name: found.tokens for name, (found, _) in learned.items()}
+        self._record(n, checkpoints, tokens, start)
+        self.how.listener.result(n, self._facts(round_, checkpoints))
+
+    def _replays(self, round_: Round) -> dict[str, Sequence[Any]]:
+        each, n = self.recipe.learning.replay, round_.n
+        if not each:
+            return {}
+        learners = {lesson.learner for lesson in round_.lessons}
+        earlier: dict[str, list[Any]] = {name: [] for name in learners}
+        for lesson in self.ledger.lessons(before=n):
+            if lesson.learner in earlier and not school.set_aside(
+                lesson, self.recipe.learning.peers
+            ):
+                earlier[lesson.learner].append(lesson)
+        first = self.recipe.first
+        taught = min(first.examples, each * n)
+        return {
+            name: school.replay(
+                earlier[name],
+                school.first_lessons(self.arena, first, name, self.seed, taught) if taught else (),
+                n,
+                each,
+                self.seed,
+            )
+            for name in sorted(learners)
+        }
+
+    def _exam(self, round_: Round, learners: Sequence[str]) -> list[dict[str, school.Answers]]:
+        """Everyone's answers on validation tasks (by the world) and set-aside lessons (by peers)."""
+        if not learners:
+            return [{}, {}]
+        world = self.recipe.run.world != "never"
+        validation = self.tasks("validation") if world else []
+        share = self.recipe.learning.peers
+        aside = {x.task for x in round_.lessons if school.set_aside(x, share)}
+        peers = [task for task in round_.tasks if task.id in aside]
+        teams = {name: validation + peers for name in learners}
+        ideas = self.members.propose(round_.n, teams, samples=1, purpose="exam")
+        by_world = [idea for idea in ideas if idea.task not in aside]
+        winners = school.winning_answers(round_.ideas, round_.ranking)
+        return [
+            school.judged_by_world(by_world, validation, self.arena),
+            school.judged_by_peers(ideas, {t: a for t, a in winners.items() if t in aside}),
+        ]
+
+    def _fell(
+        self,
+        name: str,
+        before: list[dict[str, school.Answers]],
+        after: list[dict[str, school.Answers]],
+    ) -> bool:
+        noise = self.recipe.learning.noise
+        return any(
+            school.fell(b.get(name, {}), a.get(name, {}), noise)
+            for b, a in zip(before, after, strict=True)
+        )
+
+    def _record(
+        self,
+        n: int,
+        checkpoints: tuple[Checkpoint, ...],
+        tokens: Mapping[str, int],
+        start: float,
+    ) -> None:
+        scores = self._scores(n)
+        self.ledger.learned(Learning(n, checkpoints, scores, tokens, monotonic() - start))
+
+    # -- the holdout -------------------------------------------------------------------
+
+    def _scores(self, n: int) -> tuple[Score, ...]:
+        """Everyone's exact match on the holdout: for reports, and nothing else."""
+        tasks = self.tasks("holdout")
+        if not tasks:
+            return ()
+        known = self.ledger.reliability().get(n, {}) if self.recipe.run.world == "always" else {}
+        rules = rules_of(self.recipe, {k: v for k, v in known.items() if k in self.names})
+        graph = graph_of(self.recipe, self.names, max(1, n), self.base)
+        teams = {name: tasks for name in self.names}
+        ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)
+        by_id = {idea.id: idea for idea in ideas}
+        answers = {("community", t): by_id[top.idea] for t, top in ranking.winners().items()}
+        answers |= {
+            (idea.author, idea.task): idea
+            for idea in ideas
+            if idea.sample == 0 and idea.turn == 0
+        }
+        return tuple(
+            score
+            for solver in ("community", *self.names)
+            for score in self._score(n, solver, tasks, answers)
+        )
+
+    def _score(
+        self, n: int, solver: str, tasks: Sequence[Task], answers: Mapping[tuple[str, str], Idea]
+    ) -> Iterator[Score]:
+        groups: dict[tuple[str, int], list[float]] = {}
+        for task in tasks:
+            idea = answers.get((solver, task.id))
+            right = (self.arena.verify(task, idea) or 0.0) if idea else 0.0
+            groups.setdefault((task.domain, task.level), []).append(right)
+        for (domain, level), rights in groups.items():
+            yield Score(n, solver, "holdout", domain, level, sum(rights), len(rights))
+
+    # -- the rest ----------------------------------------------------------------------
+
+    def _spent(self) -> bool:
+        """Whether the budget is used up."""
+        budget = self.recipe.budget
+        seconds = sum(s.seconds for s in self.ledger.rounds())
+        tokens = sum(self.ledger.tokens().values())
+        return bool(
+            (budget.tokens and tokens >= budget.tokens)
+            or (budget.seconds and seconds >= budget.seconds)
+        )
+
+    def _facts(self, round_: Round, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+        return {
+            "level": self.recipe.level(round_.n),
+            "posed": len(round_.tasks),
+            "kept": len({lesson.task for lesson in round_.lessons}),
+            "rollbacks": sum(not c.kept for c in checkpoints),
+            "scores": [s for s in self.ledger.scores() if s.round == round_.n],
+        }
+
+
+def _checkpoint(
+    name: str, n: int, id_: str, parent: str, learned: Learned | None
+) -> Checkpoint:
+    steps = learned.steps if learned else 0
+    loss = learned.loss if learned else None
+    return Checkpoint(id_, name, n, parent, f"checkpoints/{id_}", steps=steps, loss=loss)
+
+
+def _both(name: str, exams: Sequence[Mapping[str, school.Answers]]) -> school.Answers:
+    """World's and peers' results of one member together."""
+    return {task: right for exam in exams for task, right in exam.get(name, {}).items()}

@@ -1,0 +1,123 @@
+"""What members are to learn from, and whether learning did them good."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from community.config import FirstSection, LearningSection
+from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
+
+Answers = dict[str, bool]  # task id -> right
+
+
+def first_lessons(
+    arena: Arena, first: FirstSection, learner: str, seed: int, count: int
+) -> tuple[Lesson, ...]:
+    """Worked examples from the arena's train split: what an expert learns before round 1.
+
+    `first.levels` are drawn equally often. Raises ValueError for an arena that cannot solve
+    its own tasks.
+    """
+    solve = getattr(arena, "solve", None)
+    if solve is None:
+        raise ValueError(f"arena {arena.name} offers no worked examples")
+    lessons = []
+    for index in range(count):
+        level = first.levels[index % len(first.levels)]
+        task = arena.pose("train", seed_of(seed, learner, "first"), index, level)
+        lessons.append(
+            Lesson(0, learner, task.id, "", task.prompt, solve(task), "first lessons")
+        )
+    return tuple(lessons)
+
+
+def replay(
+    earlier: Sequence[Lesson], first: Sequence[Lesson], n: int, each: int, seed: int
+) -> tuple[Lesson, ...]:
+    """At most `each` lessons of every earlier round, and as many first ones for each.
+
+    What came first is rehearsed as much as everything since: it is what the later rests on.
+    """
+    rounds: dict[int, list[Lesson]] = defaultdict(list)
+    for lesson in earlier:
+        if lesson.round < n:
+            rounds[lesson.round].append(lesson)
+    rng = random.Random(seed_of(seed, n, "replay"))
+    chosen = [x for r in sorted(rounds) for x in rng.sample(rounds[r], min(each, len(rounds[r])))]
+    return (*chosen, *rng.sample(list(first), min(len(first), max(each, len(chosen)))))
+
+
+def set_aside(lesson: Lesson, share: float) -> bool:
+    """Whether a lesson's task is kept for validation by peers, the same one for every learner."""
+    return seed_of("peers", lesson.task) % 10_000 < share * 10_000
+
+
+def studies(
+    n: int,
+    lessons: Sequence[Lesson],
+    replays: Mapping[str, Sequence[Lesson]],
+    settings: LearningSection,
+    seed: int,
+) -> dict[str, Study]:
+    """Learner -> its study of round n; learners with too few lessons have none."""
+    mine: dict[str, list[Lesson]] = defaultdict(list)
+    for lesson in lessons:
+        if not set_aside(lesson, settings.peers):
+            mine[lesson.learner].append(lesson)
+    return {
+        learner: Study(
+            round=n,
+            seed=seed_of(seed, n, learner, "learn"),
+            lessons=tuple(own),
+            replay=tuple(replays.get(learner, ())),
+            steps=settings.steps or math.ceil(settings.epochs * len(own) / settings.batch),
+            batch=settings.batch,
+        )
+        for learner, own in mine.items()
+        if len(own) >= settings.min_lessons
+    }
+
+
+def judged_by_world(ideas: Sequence[Idea], tasks: Sequence[Task], arena: Arena) -> dict[str, Answers]:
+    """Author -> task -> whether its first answer is right."""
+    by_id = {task.id: task for task in tasks}
+    found: dict[str, Answers] = defaultdict(dict)
+    for idea in ideas:
+        score = arena.verify(by_id[idea.task], idea)
+        if idea.sample == 0 and score is not None:
+            found[idea.author][idea.task] = score >= 1.0
+    return dict(found)
+
+
+def judged_by_peers(ideas: Sequence[Idea], winners: Mapping[str, str]) -> dict[str, Answers]:
+    """Author -> task -> whether its first answer is the community's (task -> answer)."""
+    found: dict[str, Answers] = defaultdict(dict)
+    for idea in ideas:
+        if idea.sample == 0 and idea.task in winners:
+            found[idea.author][idea.task] = idea.answer == winners[idea.task]
+    return dict(found)
+
+
+def winning_answers(ideas: Sequence[Idea], ranking: Ranking) -> dict[str, str]:
+    """Task -> the answer on top of its ranking."""
+    by_id = {idea.id: idea for idea in ideas}
+    return {task: by_id[top.idea].answer for task, top in ranking.winners().items()}
+
+
+def fell(before: Answers, after: Answers, noise: float) -> bool:
+    """Whether a member got worse beyond noise on the same tasks.
+
+    McNemar's test (1947) on the tasks it answers differently: with l lost and g gained,
+    (l - g) / sqrt(l + g) is about standard normal if nothing changed.
+    """
+    lost = sum(right and not after.get(task, False) for task, right in before.items())
+    gained = sum(after.get(task, False) and not right for task, right in before.items())
+    return lost > gained and (lost - gained) / math.sqrt(lost + gained) > noise
+
+
+def share(answers: Answers) -> float | None:
+    """Share of right answers; None without any."""
+    return round(sum(answers.values()) / len(answers), 6) if answers else None

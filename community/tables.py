@@ -1,0 +1,325 @@
+"""The ledger's tables, and the ordered steps that bring an older ledger up to date.
+
+Rows refer to each other by small integers (`row`), given in the order of recording; the
+public identity stays the content id. Types are portable between SQLite and PostgreSQL and
+lose nothing: floats are 8-byte and may be nan, texts keep every character.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    delete,
+    insert,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.schema import CreateColumn
+from sqlalchemy.types import TypeEngine, UserDefinedType
+
+from community.errors import CommunityError
+
+
+class _SqliteReal(UserDefinedType[float]):
+    """SQLite stores nan as NULL, so it goes in as the word."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "DOUBLE"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        return lambda value: value if value == value else "nan"
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: math.nan if value == "nan" else value
+
+
+class _PostgresText(TypeDecorator[str]):
+    """PostgreSQL refuses the character NUL, which a model may well sample."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\x1b", "\x1bE").replace("\x00", "\x1b0")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\x1b0", "\x00").replace("\x1bE", "\x1b")
+
+
+Whole = BigInteger().with_variant(Integer(), "sqlite")  # INTEGER makes `row` SQLite's own key
+Real: TypeEngine[float] = Double().with_variant(_SqliteReal(), "sqlite")
+Words = Text().with_variant(_PostgresText(), "postgresql")
+Name = Text().with_variant(Text(collation="C"), "postgresql")  # ids sort and match by bytes
+
+metadata = MetaData()
+
+
+def _row() -> Column[int]:
+    return Column("row", Whole, primary_key=True, autoincrement=False)
+
+
+def _to(target: str, name: str, *, null: bool = False, key: bool = False) -> Column[int]:
+    return Column(name, Whole, ForeignKey(target), nullable=null, primary_key=key)
+
+
+def _whole(*names: str) -> list[Column[int]]:
+    return [Column(name, Whole, nullable=False) for name in names]
+
+
+def _real(*names: str, null: bool = False) -> list[Column[float]]:
+    return [Column(name, Real, nullable=null) for name in names]
+
+
+def _words(*names: str) -> list[Column[str]]:
+    return [Column(name, Words, nullable=False) for name in names]
+
+
+def _name(*names: str) -> list[Column[str]]:
+    return [Column(name, Name, nullable=False) for name in names]
+
+
+meta = Table("meta", metadata, Column("key", Name, primary_key=True), *_words("value"))
+members = Table(
+    "members",
+    metadata,
+    Column("name", Name, primary_key=True),
+    *_whole("position"),
+    *_name("backend"),
+    *_words("spec"),
+)
+# tasks that no lesson may be on: validation and holdout, by content hash
+reserved = Table("reserved", metadata, Column("task", Name, primary_key=True), *_name("split"))
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("n", Whole, primary_key=True, autoincrement=False),
+    *_name("method"),
+    *_whole("disconnected"),
+    *_words("router"),
+    *_real("seconds"),
+    *_name("digest"),
+)
+tasks = Table(
+    "tasks",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    *_name("id"),
+    *_words("prompt"),
+    *_name("arena", "domain"),
+    *_whole("level"),
+    *_name("split"),
+    *_whole("seed", "index"),
+    *_words("key"),
+    Index("tasks_round", "round"),
+    Index("tasks_id", "id"),
+)
+ideas = Table(
+    "ideas",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    *_name("id"),
+    _to("tasks.row", "task"),
+    Column("author", Name, ForeignKey("members.name"), nullable=False),
+    *_name("checkpoint"),
+    *_whole("turn", "sample"),
+    *_words("text", "answer", "prompt", "failure"),
+    *_whole("tokens"),
+    *_real("logprob", "temperature", "top_p"),
+    *_whole("max_tokens", "samples"),
+    Index("ideas_id", "id", unique=True),
+    Index("ideas_round", "round"),
+    Index("ideas_checkpoint", "checkpoint"),
+)
+parents = Table(
+    "parents",
+    metadata,
+    _to("ideas.row", "idea", key=True),
+    Column("position", Whole, primary_key=True, autoincrement=False),
+    _to("ideas.row", "parent"),
+    Index("parents_parent", "parent"),
+)
+_PAIR = "other IS NOT NULL"
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    _to("tasks.row", "task"),
+    *_name("judge"),
+    _to("ideas.row", "idea"),
+    _to("ideas.row", "other", null=True),
+    *_real("score", "confidence"),
+    Index("verdicts_round", "round"),
+    Index("verdicts_idea", "idea"),
+    Index("verdicts_other", "other", sqlite_where=text(_PAIR), postgresql_where=text(_PAIR)),
+)
+rankings = Table(
+    "rankings",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    _to("tasks.row", "task"),
+    _to("ideas.row", "idea"),
+    *_whole("place"),
+    *_real("strength", "low", "high"),
+    *_whole("comparisons", "component"),
+    *_real("confidence"),
+    *_whole("supporters"),
+    Index("rankings_round", "round"),
+    Index("rankings_idea", "idea"),
+)
+reliability = Table(
+    "reliability",
+    metadata,
+    _to("rounds.n", "round", key=True),
+    Column("judge", Name, primary_key=True),
+    *_real("value"),
+)
+edges = Table(
+    "edges",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    *_name("reader", "author"),
+    Index("edges_round", "round"),
+)
+lessons = Table(
+    "lessons",
+    metadata,
+    _row(),
+    _to("rounds.n", "round"),
+    *_name("id"),
+    Column("learner", Name, ForeignKey("members.name"), nullable=False),
+    _to("tasks.row", "task"),
+    _to("ideas.row", "idea", null=True),
+    *_words("prompt", "text", "reason"),
+    *_real("confidence"),
+    _to("ideas.row", "rejected", null=True),
+    Index("lessons_id", "id", unique=True),
+    Index("lessons_round", "round"),
+    Index("lessons_idea", "idea"),
+)
+learnings = Table(
+    "learnings",
+    metadata,
+    Column("n", Whole, primary_key=True, autoincrement=False),
+    *_real("seconds"),
+    *_name("digest"),
+)
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _row(),
+    _to("learnings.n", "learning"),
+    *_name("id", "agent"),
+    *_whole("round"),
+    *_name("parent"),
+    *_words("path"),
+    Column("kept", Boolean, nullable=False),
+    *_real("before", "after", null=True),
+    *_whole("steps"),
+    *_real("loss", null=True),
+    Index("checkpoints_learning", "learning"),
+    Index("checkpoints_id", "id"),
+)
+# which lessons made a checkpoint
+taught = Table(
+    "taught",
+    metadata,
+    _to("checkpoints.row", "checkpoint", key=True),
+    Column("position", Whole, primary_key=True, autoincrement=False),
+    _to("lessons.row", "lesson"),
+    Index("taught_lesson", "lesson"),
+)
+scores = Table(
+    "scores",
+    metadata,
+    _row(),
+    _to("learnings.n", "learning"),
+    *_whole("round"),
+    *_name("solver", "split", "domain"),
+    *_whole("level"),
+    *_real("right"),
+    *_whole("total"),
+    Index("scores_learning", "learning"),
+)
+# tokens by member, round and purpose ("ideas" or "learning"): the one place they are counted
+spent = Table(
+    "spent",
+    metadata,
+    Column("round", Whole, primary_key=True, autoincrement=False),
+    Column("purpose", Name, primary_key=True),
+    Column("member", Name, primary_key=True),
+    *_whole("tokens"),
+)
+
+SCHEMA = "schema"
+"""The row of `meta` that holds the version: how many of MIGRATIONS were taken."""
+
+
+def create_tables(conn: Connection) -> None:
+    """Step 1: every table that is not there yet."""
+    metadata.create_all(conn)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (create_tables,)
+"""Steps from an empty database to now, in order, never reordered or removed.
+
+A new ledger takes all of them and an old one those it lacks. Step 1 makes the tables as
+they are today, so a later step must leave alone what is there already (`add_column`).
+"""
+
+
+def add_column(conn: Connection, column: Column[Any]) -> None:
+    """Add a column to its table unless it is there. NOT NULL ones need a server default."""
+    table = column.table.name
+    if column.name not in {c["name"] for c in inspect(conn).get_columns(table)}:
+        ddl = CreateColumn(column).compile(dialect=conn.dialect)
+        conn.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {ddl}")
+
+
+def schema_version(conn: Connection) -> int | None:
+    """Number of migrations taken; None where there is no ledger.
+
+    Raises CommunityError for a ledger of a newer version.
+    """
+    if not inspect(conn).has_table(meta.name):
+        return None
+    value = conn.scalar(select(meta.c.value).where(meta.c.key == SCHEMA))
+    version = None if value is None else int(value)
+    if version is not None and version > len(MIGRATIONS):
+        raise CommunityError(
+            f"the ledger has schema version {version} and this program knows up to"
+            f" {len(MIGRATIONS)}; update modelcommunity"
+        )
+    return version
+
+
+def migrate(conn: Connection) -> None:
+    """Take the missing steps. Raises CommunityError for a ledger of a newer version."""
+    version = schema_version(conn)
+    for step in MIGRATIONS[version or 0 :]:
+        step(conn)
+    conn.execute(delete(meta).where(meta.c.key == SCHEMA))
+    conn.execute(insert(meta).values(key=SCHEMA, value=str(len(MIGRATIONS))))

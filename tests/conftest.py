@@ -1,0 +1,38 @@
+"""What every test shares: one thread, a cache of its own, and settings that repeat exactly."""
+
+from __future__ import annotations
+
+import os
+
+# Read by OpenMP when torch is loaded. Tests run beside others and Ray starts more of them:
+# with more threads than cores everything gets slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray would otherwise report usage to its makers, and look for a line it may not have.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import community  # noqa: F401  (sets how OpenMP waits, before any test loads torch)
+
+# No deadline, because a busy machine is not a failure; derandomised, so a run can be repeated.
+settings.register_profile("community", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("community")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty COMMUNITY_CACHE."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("COMMUNITY_CACHE", str(folder))
+    return folder
