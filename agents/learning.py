@@ -94,10 +94,7 @@ def _loss(
     longest = max(len(row) for row, _ in rows)
     tokens = torch.tensor([row + [codec.pad] * (longest - len(row)) for row, _ in rows])
     labels = torch.tensor(
-        [
-            [IGNORED] * start + row[start:] + [IGNORED] * (longest - len(row))
-            for row, start in rows
-        ]
+        [[IGNORED] * start + row[start:] + [IGNORED] * (longest - len(row)) for row, start in rows]
     )
     places = [codec.positions(row, o) for (row, _), o in zip(rows, offsets, strict=True)]
     positions = None

@@ -89,13 +89,19 @@ class ArithmeticArena:
         width = self._widths(task)[1]
         return text.ljust(width, "0") if self.reverse else text.rjust(width, "0")
 
+    def domain(self, prompt: str) -> str:
+        """The operation that a prompt asks for."""
+        match = SUM.fullmatch(prompt)
+        return NAMES[match[2]] if match else ""
+
     def _widths(self, task: Task) -> tuple[int, int]:
         """The shortest and the longest answer possible, in digits."""
-        longest = {"+": task.level + 1, "-": task.level, "*": 2 * task.level}
-        most = longest[SIGNS[task.domain]]
+        a, sign, _ = self._parse(task)
+        digits = len(a)
+        most = {"+": digits + 1, "-": digits, "*": 2 * digits}[sign]
         if self.padded:
             return most, most
-        return {"+": task.level, "-": 1, "*": 1}[SIGNS[task.domain]], most
+        return (digits if sign == "+" else 1), most
 
     def _parse(self, task: Task) -> tuple[str, str, str]:
         match = SUM.fullmatch(task.prompt)

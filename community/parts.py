@@ -73,8 +73,9 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
     schedule = [(t.from_round, t.use, t.options) for t in recipe.topology]
     use, options = at_round(schedule, n)
     if "path" in options:
-        options = options | {"path": str(base / options["path"])}
-    return build(use, names, seed_of(recipe.run.seed, "topology"), **options)
+        options = {**options, "path": str(base / options["path"])}
+    seed = seed_of(recipe.run.seed, "topology")
+    return build(load("topology", use.replace("-", "_"), base), names, seed, **options)
 
 
 def rules_of(recipe: Recipe, trust: Mapping[str, float]) -> Rules:

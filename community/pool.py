@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from safetensors import SafetensorError
 
 from community.errors import CommunityError
 from community.plugins import load
@@ -63,13 +64,29 @@ class Worker:
     def judge(self, ballots: Sequence[Any]) -> list[Any]:
         return isolate(self.agent.judge, ballots)
 
-    def learn(self, study: Study) -> tuple[Learned, str]:
-        """Train and save in one call: an actor that dies between them loses nothing."""
-        learned = self.agent.learn(study)
-        return learned, self.agent.save(self.folder)
+    def learn(self, study: Study) -> tuple[Learned, str] | Failure:
+        """Train and save in one call: an actor that dies between them loses nothing.
+
+        Raises CommunityError if the checkpoint cannot be written; what the agent itself
+        raises is a Failure.
+        """
+        try:
+            learned = self.agent.learn(study)
+        except CommunityError:
+            raise
+        except Exception as error:  # whatever a member raises is data
+            return Failure(f"{type(error).__name__}: {error}")
+        return learned, self.save()
 
     def save(self) -> str:
-        return self.agent.save(self.folder)
+        """The checkpoint's id. Raises CommunityError if it cannot be written (a full disk)."""
+        try:
+            return self.agent.save(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise CommunityError(
+                f"cannot write a checkpoint to {self.folder} ({_first(error)}); make room, then "
+                "resume the run"
+            ) from error
 
     def load(self, checkpoint: str) -> str:
         self.agent.load(self.folder, checkpoint)
@@ -187,7 +204,7 @@ class RayPool:
                     waiting.insert(0, name)
                     continue
                 results[name] = Failure(f"its actor died {ATTEMPTS} times: {_first(error)}")
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise _cause(error) from error
             done(name, results[name])
         return {name: results[name] for name in work}
@@ -209,7 +226,7 @@ class RayPool:
         """Remember where a member stands, for the day its actor dies."""
         if method in ("save", "load"):
             self._checkpoints[name] = result
-        elif method == "learn":
+        elif method == "learn" and not isinstance(result, Failure):
             self._checkpoints[name] = result[1]
         return result
 
@@ -218,6 +235,7 @@ def _connect(workers: int, address: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:

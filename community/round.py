@@ -126,9 +126,7 @@ def ballots(
     return {judge: mine for judge, mine in asked.items() if mine}
 
 
-def ask_world(
-    n: int, tasks: Sequence[Task], ideas: Sequence[Idea], arena: Arena
-) -> list[Verdict]:
+def ask_world(n: int, tasks: Sequence[Task], ideas: Sequence[Idea], arena: Arena) -> list[Verdict]:
     """The world's verdicts, where it can tell."""
     by_id = {task.id: task for task in tasks}
     scores = ((idea, arena.verify(by_id[idea.task], idea)) for idea in ideas)

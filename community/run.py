@@ -328,9 +328,7 @@ class Run:
         by_id = {idea.id: idea for idea in ideas}
         answers = {("community", t): by_id[top.idea] for t, top in ranking.winners().items()}
         answers |= {
-            (idea.author, idea.task): idea
-            for idea in ideas
-            if idea.sample == 0 and idea.turn == 0
+            (idea.author, idea.task): idea for idea in ideas if idea.sample == 0 and idea.turn == 0
         }
         return tuple(
             score
@@ -371,9 +369,7 @@ class Run:
         }
 
 
-def _checkpoint(
-    name: str, n: int, id_: str, parent: str, learned: Learned | None
-) -> Checkpoint:
+def _checkpoint(name: str, n: int, id_: str, parent: str, learned: Learned | None) -> Checkpoint:
     steps = learned.steps if learned else 0
     loss = learned.loss if learned else None
     return Checkpoint(id_, name, n, parent, f"checkpoints/{id_}", steps=steps, loss=loss)

@@ -28,9 +28,7 @@ def first_lessons(
     for index in range(count):
         level = first.levels[index % len(first.levels)]
         task = arena.pose("train", seed_of(seed, learner, "first"), index, level)
-        lessons.append(
-            Lesson(0, learner, task.id, "", task.prompt, solve(task), "first lessons")
-        )
+        lessons.append(Lesson(0, learner, task.id, "", task.prompt, solve(task), "first lessons"))
     return tuple(lessons)
 
 
@@ -81,7 +79,9 @@ def studies(
     }
 
 
-def judged_by_world(ideas: Sequence[Idea], tasks: Sequence[Task], arena: Arena) -> dict[str, Answers]:
+def judged_by_world(
+    ideas: Sequence[Idea], tasks: Sequence[Task], arena: Arena
+) -> dict[str, Answers]:
     """Author -> task -> whether its first answer is right."""
     by_id = {task.id: task for task in tasks}
     found: dict[str, Answers] = defaultdict(dict)

@@ -57,7 +57,9 @@ def outcome(folder: Path, seed: int) -> Outcome:
 
 def render(outcomes: Sequence[Outcome]) -> Table:
     """Exact match of the community by group: mean, spread, each seed; weakest member below."""
-    table = Table(title="holdout, exact match of the community's answer; weakest member start > end")
+    table = Table(
+        title="holdout, exact match of the community's answer; weakest member start > end"
+    )
     table.add_column("")
     table.add_column("mean", justify="right")
     table.add_column("spread", justify="right")

@@ -121,7 +121,9 @@ class Ranked:
     high: float
     comparisons: int  # how many comparisons stand behind the strength
     component: int  # ideas in different components were never compared, even indirectly
-    confidence: float  # share of the voters' trust behind this answer; the world's word where it spoke
+    confidence: (
+        float  # share of the voters' trust behind this answer; the world's word where it spoke
+    )
     supporters: int  # distinct members that gave this answer
 
 

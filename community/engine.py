@@ -1,0 +1,31 @@
+"""Everything heavy that the command line calls, so that `--help` need not wait for torch."""
+
+from community.baselines import play_baselines
+from community.lineage import as_dict, lineage
+from community.lineage import render as render_lineage
+from community.packaged import fetch
+from community.plan import plan
+from community.progress import Display
+from community.report import figures, render, write
+from community.run import How, create, play, reopen
+from community.study import render as render_study
+from community.study import study
+
+__all__ = [
+    "Display",
+    "How",
+    "as_dict",
+    "create",
+    "fetch",
+    "figures",
+    "lineage",
+    "plan",
+    "play",
+    "play_baselines",
+    "render",
+    "render_lineage",
+    "render_study",
+    "reopen",
+    "study",
+    "write",
+]
