@@ -55,7 +55,7 @@ class CharacterCodec:
         self.restart = positions == "restart"
         self._opens = self._ids.get("=", -1)
         self._counts = {i for c, i in self._ids.items() if len(c) == 1 and c.isalnum()}
-        self.tokenizer = self._tokenizer()
+        self.tokenizer: PreTrainedTokenizerBase = self._tokenizer()
 
     @property
     def size(self) -> int:

@@ -93,7 +93,13 @@ def _generate(
     count = len(batch.places)
     draws = _draws(seeds, decoding).to(model.device)  # (B, max_tokens)
     mask = batch.mask
-    step = model(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=_ones(batch))
+    step = model(
+        input_ids=batch.tokens,
+        position_ids=batch.positions,
+        attention_mask=_ones(batch),
+        logits_to_keep=1,
+        use_cache=True,
+    )
     where = None if batch.positions is None else batch.positions[:, -1:]
     done = torch.zeros(count, dtype=torch.bool, device=model.device)
     total = torch.zeros(count, dtype=torch.float64, device=model.device)
@@ -117,6 +123,7 @@ def _generate(
             position_ids=where,
             attention_mask=mask,
             past_key_values=step.past_key_values,
+            use_cache=True,
         )
     return [
         Generated(_until(row, codec.end), round(float(logprob), 6))
@@ -167,13 +174,17 @@ def score(
     model.eval()
     scores = [0.0] * len(pairs)
     for batch in batches([p + a for p, a in pairs], codec, size, model.device):
-        logits = model(
-            input_ids=batch.tokens, position_ids=batch.positions, attention_mask=_ones(batch)
-        ).logits
         widths = [len(pairs[i][1]) for i in batch.places]
         longest = max(widths)
+        logits = model(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            attention_mask=_ones(batch),
+            logits_to_keep=longest + 1,
+            use_cache=False,
+        ).logits
         targets = batch.tokens[:, -longest:]
-        logs = logits[:, -longest - 1 : -1].float().log_softmax(-1)
+        logs = logits[:, :-1].float().log_softmax(-1)  # (B, longest, V)
         picked = logs.gather(2, targets[:, :, None])[:, :, 0].double()  # (B, longest)
         for row, place, width in zip(picked, batch.places, widths, strict=True):
             scores[place] = round(float(row[longest - width :].sum()), 6)

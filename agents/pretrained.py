@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -27,7 +28,7 @@ class Adapter(Section):
     """A LoRA adapter (Hu et al., arXiv 2106.09685)."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     targets: str | tuple[str, ...] = "all-linear"
 
 
@@ -54,7 +55,8 @@ def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     config = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    # peft's wrapper forwards everything that is used of a PreTrainedModel here
+    return cast(PreTrainedModel, get_peft_model(model, config))
 
 
 def weights_file(folder: Path) -> Path:

@@ -89,7 +89,7 @@ class TransformerAgent:
             self.model = adapted(self.model, adapter) if adapter else self.model
             self.codec = ChatCodec(tokenizer, system, shots)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(self.device)
+        torch.nn.Module.to(self.model, self.device)
         self.checkpoint = ""
 
     # -- answering ---------------------------------------------------------------------

@@ -78,7 +78,7 @@ def alone(recipe: Recipe, best: str, kind: str) -> Recipe:
     data["run"]["name"] = f"{recipe.run.name}-{kind}"
     data["ranking"] |= _filter(kind)
     if kind == "no-filter":
-        data["learning"]["noise"] = 1e9
+        data["learning"]["alpha"] = 0.0
     return parse(data, f"baseline {kind}")
 
 

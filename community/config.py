@@ -77,6 +77,7 @@ class Member(Part):
 
     name: Name = "expert"
     count: int = Field(1, ge=1)
+    domains: tuple[str, ...] = Field((), description="of its first lessons; none: all there are")
     cpus: float = Field(0, ge=0, description="of a Ray cluster; 0: an even share of the workers")
     gpus: float = Field(0, ge=0)
 
@@ -121,7 +122,7 @@ class LearningSection(Section):
     min_lessons: int = Field(1, ge=1, description="with fewer, a member does not learn")
     replay: int = Field(0, ge=0, description="earlier lessons mixed in, for each earlier round")
     peers: float = Field(0.0, ge=0, lt=1, description="share of lessons set aside as validation")
-    noise: float = Field(1.64, ge=0, description="standard errors a score may fall before rollback")
+    alpha: float = Field(0.05, ge=0, lt=1, description="a fall less likely than this rolls back")
 
 
 class BudgetSection(Section):
@@ -255,11 +256,12 @@ def check_options(
 def _set(data: dict[str, Any], place: str, value: Any) -> None:
     *tables, key = place.split(".")
     for table in tables:
-        data = data.setdefault(table, {})
-        if isinstance(data, list):
+        inner: Any = data.setdefault(table, {})
+        if isinstance(inner, list):
             raise CommunityError(f"--set {place}: {table} is a list of tables; edit the recipe")
-        if not isinstance(data, dict):
+        if not isinstance(inner, dict):
             raise CommunityError(f"--set {place}: {table} is no table")
+        data = inner
     data[key] = value
 
 

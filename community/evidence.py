@@ -7,6 +7,7 @@ putting one item of a task before another, with a weight.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Evidence:
     voted: Ints  # (N,) item
     samples: Floats  # (N,) how many of the author's last samples gave the item
     share: Floats  # (N,) the same as a share of the author's answered samples of the task
+    sure: Floats  # (N,) how probable the author finds the item: see `_sureness`
 
     def component(self) -> Ints:
         """(I,) the item's connected component, counted from 0 within its task."""
@@ -122,6 +124,7 @@ def gather(ideas: Sequence[Idea], verdicts: Sequence[Verdict]) -> Evidence:
         items=tuple(items), item_of=item_of, task=task, sources=tuple(sources),
         source=_ints(rows[0]), a=a, b=b, score=rows[3], weight=rows[4], world=world,
         voters=tuple(voters), voter=voter, voted=_ints(voted), samples=samples, share=share,
+        sure=_sureness(answered, index, votes),
     )  # fmt: skip
 
 
@@ -137,6 +140,24 @@ def _votes(
         (i.author, index[i.task, i.answer]) for i in answered if i.turn == last[i.author, i.task]
     )
     return dict(sorted(counts.items()))
+
+
+def _sureness(
+    answered: Sequence[Idea],
+    index: Mapping[tuple[str, str], int],
+    votes: Mapping[tuple[str, int], int],
+) -> Floats:
+    """(N,) the mean probability that an author gives to an item it voted for.
+
+    How often a sampled answer comes shows how probable it is. A greedy one comes always, so
+    its own probability has to say it. 1 for samples.
+    """
+    known: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for idea in answered:
+        greedy = idea.decoding.temperature == 0
+        chance = math.exp(min(0.0, idea.logprob)) if greedy else 1.0
+        known[idea.author, index[idea.task, idea.answer]].append(chance)
+    return np.array([np.mean(sorted(known[vote])) for vote in votes])
 
 
 def _sort_out(
@@ -241,10 +262,16 @@ def top_choices(evidence: Evidence, judges: bool = True) -> tuple[Ints, Ints, Fl
     return voter[chosen], item[chosen], portion
 
 
-def vote_share(evidence: Evidence, item: Ints, weight: Floats) -> Floats:
-    """(I,) the share of the weight cast in its task that each item got; 0 where none was cast."""
-    got = sum_by(item, weight, len(evidence.items))
-    cast = sum_by(evidence.task, got, len(evidence.items))[evidence.task]
+def vote_share(
+    evidence: Evidence, item: Ints, weight: Floats, sure: Floats | float = 1.0
+) -> Floats:
+    """(I,) the share of the weight cast in its task that each item got; 0 where none was cast.
+
+    Of a vote that is not sure only that part goes to its item, and the rest to no item.
+    """
+    n = len(evidence.items)
+    got = sum_by(item, weight * sure, n)
+    cast = sum_by(evidence.task, sum_by(item, weight, n), n)[evidence.task]
     return np.divide(got, cast, out=np.zeros_like(got), where=cast > 0)
 
 

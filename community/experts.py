@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from community import __version__
-from community.config import Recipe
+from community.config import Member, Recipe
 from community.members import Members
 from community.packaged import cache
 from community.pool import Spec
 from community.school import first_lessons
 from community.types import Arena, Learned, Study, content_hash, seed_of
-
 
 LABEL = "learned.json"
 
@@ -42,10 +41,10 @@ def begin(
     missing = [name for name in wanted if name not in learned]
     if missing:
         raise RuntimeError(f"{', '.join(missing)} failed in the first lessons")
-    for name, (found, checkpoint) in learned.items():
+    for name, (fresh, checkpoint) in learned.items():
         _copy(checkpoints / checkpoint, shelves[name] / checkpoint)
-        _write(shelves[name] / LABEL, json.dumps([checkpoint, asdict(found)]))
-    return {name: found for name, (found, _) in (known | learned).items()}
+        _write(shelves[name] / LABEL, json.dumps([checkpoint, asdict(fresh)]))
+    return {name: both[0] for name, both in (known | learned).items()}
 
 
 def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:
@@ -53,19 +52,26 @@ def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:
     return Study(
         round=0,
         seed=seed_of(recipe.run.seed, learner, "first study"),
-        lessons=first_lessons(arena, first, learner, recipe.run.seed, first.examples),
+        lessons=first_lessons(
+            arena, first, learner, recipe.run.seed, first.examples, _table(recipe, learner).domains
+        ),
         steps=first.steps,
         batch=recipe.learning.batch,
     )
 
 
 def _key(recipe: Recipe, spec: Spec) -> str:
-    table = next(t for name, t in recipe.roster() if name == spec.name)
-    made_of = table.model_dump(mode="json", exclude={"name", "count", "cpus", "gpus"})
+    made_of = _table(recipe, spec.name).model_dump(
+        mode="json", exclude={"name", "count", "cpus", "gpus"}
+    )
     return content_hash(
         "expert", __version__, spec.name, spec.seed, made_of, recipe.arena.model_dump(mode="json"),
         recipe.first.model_dump(mode="json"), recipe.run.seed, recipe.learning.batch,
     )  # fmt: skip
+
+
+def _table(recipe: Recipe, member: str) -> Member:
+    return next(table for name, table in recipe.roster() if name == member)
 
 
 def _shelved(shelf: Path) -> tuple[Learned, str] | None:

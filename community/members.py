@@ -176,7 +176,7 @@ class Members:
 
     def save(self) -> None:
         """Make every member's weights a checkpoint."""
-        self.checkpoints |= self._sure("save", {name: () for name in self.names})
+        self.checkpoints |= self._sure("save", dict.fromkeys(self.names, ()))
 
     def load(self, checkpoints: Mapping[str, str]) -> None:
         """Take members back to checkpoints. Raises CommunityError for a damaged one."""

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -99,10 +100,12 @@ def _first_comment(path: Path) -> str:
     return first.lstrip("# ").rstrip() if first.startswith("#") else ""
 
 
+@cache
 def _theirs(kind: Kind) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"community.{PLURAL[kind]}")}
 
 
+@cache  # a community of thousands asks for each member
 def _ours(kind: Kind) -> dict[str, _Ours]:
     find = {"topology": _graphs, "ranker": _methods}.get(kind)
     return dict(find() if find else _classes(kind))

@@ -186,7 +186,8 @@ class RayPool:
         work: Mapping[str, tuple[Any, ...]],
         done: Callable[[str, Any], None] = lambda name, result: None,
     ) -> dict[str, Any]:
-        waiting, running, results = list(work), {}, {}
+        waiting, results = list(work), {}
+        running: dict[Any, str] = {}
         attempts = dict.fromkeys(work, 0)
         while waiting or running:
             while waiting and len(running) < self._workers:

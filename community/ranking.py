@@ -26,6 +26,7 @@ from community.evidence import (
     JUDGE,
     Evidence,
     Floats,
+    Ints,
     gather,
     sum_by,
     top_choices,
@@ -36,7 +37,7 @@ from community.types import WORLD, Idea, Ranked, Ranking, Verdict
 PRECISION = 0.1  # of the normal prior on strengths: a standard deviation of about 3
 TRUST = 0.98  # what is believed of a judge nobody has measured
 CERTAIN = 0.9999  # the world's reliability, and everyone's in the unweighted model
-FEW = 4.0  # comparisons that this belief counts for
+FEW = 2.0  # comparisons that this belief counts for
 ANCHOR = 0.5  # more weight for a reliability that was measured: this share of what the judge says
 DIGITS = 3  # of what is returned: finer than any interval, coarser than the optimiser's last steps
 
@@ -105,9 +106,10 @@ def rank(
     < 0 hostile), such as their self-consistency. Ideas with one answer share everything but the
     place. Where the world spoke, its right answers come before the unchecked and these before
     the wrong, and `confidence` is 1.0 or 0.0; elsewhere it is the share of the voters' weight,
-    max(reliability, 0) ** 2 each, whose top choice is the answer. Members without an answer
-    have no vote. Ideas without an answer come last, with the lowest strength of their task,
-    component -1 and no comparisons. Strengths are centred within each component.
+    max(reliability, 0) ** 2 each, whose top choice is the answer, times how sure they are of
+    it. Members without an answer have no vote. Ideas without an answer come last, with the
+    lowest strength of their task, component -1 and no comparisons. Strengths are centred within
+    each component.
 
     CommunityError for an unknown method; see `gather` for what else can be wrong.
     """
@@ -154,7 +156,9 @@ def _entries(
         place = entries[-1].place + 1 if entries and entries[-1].task == idea.task else 1
         i = evidence.item_of[idea.id]
         j = i if i >= 0 else weakest.get(idea.task, -1)
-        scale = (strength[j], low[j], high[j]) if j >= 0 else (0.0, 0.0, 0.0)
+        scale: tuple[float, float, float] = (0.0, 0.0, 0.0)
+        if j >= 0:
+            scale = strength[j], low[j], high[j]
         rest: tuple[int, int, float, int] = (0, -1, 0.0, 0)
         if i >= 0:
             rest = comparisons[i], component[i], confidence[i], len(supporters[i])
@@ -283,8 +287,17 @@ def _finish(
     half = 1.96 * np.sqrt(_variance(e, strength, reliability[e.source]))
     voter, item, portion = top_choices(e)
     weight = np.maximum([trusted[name] for name in e.voters], 0.0) ** 2
-    confidence = vote_share(e, item, weight[voter] * portion)
+    confidence = vote_share(e, item, weight[voter] * portion, _sure_of(e, voter, item))
     return Fit(strength, strength - half, strength + half, confidence, trusted)
+
+
+def _sure_of(e: Evidence, voter: Ints, item: Ints) -> Floats:
+    """How sure each voter is of its item; 1 of one that it did not write itself."""
+    n = len(e.items)
+    wrote, asked = e.voter * n + e.voted, voter * n + item
+    order = np.argsort(wrote)
+    place = order[np.searchsorted(wrote, asked, sorter=order).clip(max=len(wrote) - 1)]
+    return np.where(wrote[place] == asked, e.sure[place], 1.0)
 
 
 def _crowd(

@@ -25,7 +25,7 @@ from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
 from community.round import deliberate, play_round
-from community.types import Checkpoint, Idea, Learned, Learning, Round, Score, Split, Task
+from community.types import Checkpoint, Idea, Learned, Learning, Lesson, Round, Score, Split, Task
 
 VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
 
@@ -265,7 +265,7 @@ class Run:
         return {
             name: school.replay(
                 earlier[name],
-                school.first_lessons(self.arena, first, name, self.seed, taught) if taught else (),
+                self._first_lessons(name, taught),
                 n,
                 each,
                 self.seed,
@@ -273,8 +273,14 @@ class Run:
             for name in sorted(learners)
         }
 
+    def _first_lessons(self, name: str, count: int) -> Sequence[Lesson]:
+        """The first `count` of them, made again: they are cheaper to make than to keep."""
+        domains = next(table.domains for own, table in self.recipe.roster() if own == name)
+        first = self.recipe.first
+        return school.first_lessons(self.arena, first, name, self.seed, count, domains)
+
     def _exam(self, round_: Round, learners: Sequence[str]) -> list[dict[str, school.Answers]]:
-        """Everyone's answers on validation tasks (by the world) and set-aside lessons (by peers)."""
+        """Everyone's answers to validation tasks (by the world), set-aside lessons (by peers)."""
         if not learners:
             return [{}, {}]
         world = self.recipe.run.world != "never"
@@ -282,7 +288,7 @@ class Run:
         share = self.recipe.learning.peers
         aside = {x.task for x in round_.lessons if school.set_aside(x, share)}
         peers = [task for task in round_.tasks if task.id in aside]
-        teams = {name: validation + peers for name in learners}
+        teams = dict.fromkeys(learners, validation + peers)
         ideas = self.members.propose(round_.n, teams, samples=1, purpose="exam")
         by_world = [idea for idea in ideas if idea.task not in aside]
         winners = school.winning_answers(round_.ideas, round_.ranking)
@@ -297,9 +303,9 @@ class Run:
         before: list[dict[str, school.Answers]],
         after: list[dict[str, school.Answers]],
     ) -> bool:
-        noise = self.recipe.learning.noise
+        alpha = self.recipe.learning.alpha
         return any(
-            school.fell(b.get(name, {}), a.get(name, {}), noise)
+            school.fell(b.get(name, {}), a.get(name, {}), alpha)
             for b, a in zip(before, after, strict=True)
         )
 
@@ -323,7 +329,7 @@ class Run:
         known = self.ledger.reliability().get(n, {}) if self.recipe.run.world == "always" else {}
         rules = rules_of(self.recipe, {k: v for k, v in known.items() if k in self.names})
         graph = graph_of(self.recipe, self.names, max(1, n), self.base)
-        teams = {name: tasks for name in self.names}
+        teams = dict.fromkeys(self.names, tasks)
         ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)
         by_id = {idea.id: idea for idea in ideas}
         answers = {("community", t): by_id[top.idea] for t, top in ranking.winners().items()}

@@ -7,20 +7,31 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from scipy.stats import binomtest
+
 from community.config import FirstSection, LearningSection
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
 
+PATIENCE = 50  # tasks posed for one that belongs to a member's domains
 Answers = dict[str, bool]  # task id -> right
 
 
 def first_lessons(
-    arena: Arena, first: FirstSection, learner: str, seed: int, count: int
+    arena: Arena,
+    first: FirstSection,
+    learner: str,
+    seed: int,
+    count: int,
+    domains: Sequence[str] = (),
 ) -> tuple[Lesson, ...]:
     """Worked examples from the arena's train split: what an expert learns before round 1.
 
-    `first.levels` are drawn equally often. Raises ValueError for an arena that cannot solve
-    its own tasks.
+    `first.levels` are drawn equally often, and only tasks of `domains` if any are named.
+    Raises CommunityError for an arena that cannot solve its own tasks, and for a domain that
+    it does not pose.
     """
+    if not count:
+        return ()
     solve = getattr(arena, "solve", None)
     if solve is None:
         raise ValueError(f"arena {arena.name} offers no worked examples")
@@ -107,15 +118,18 @@ def winning_answers(ideas: Sequence[Idea], ranking: Ranking) -> dict[str, str]:
     return {task: by_id[top.idea].answer for task, top in ranking.winners().items()}
 
 
-def fell(before: Answers, after: Answers, noise: float) -> bool:
+def fell(before: Answers, after: Answers, alpha: float) -> bool:
     """Whether a member got worse beyond noise on the same tasks.
 
-    McNemar's test (1947) on the tasks it answers differently: with l lost and g gained,
-    (l - g) / sqrt(l + g) is about standard normal if nothing changed.
+    The exact sign test (McNemar, 1947) on the tasks it answers differently: if nothing
+    changed, each is lost or gained with equal chance. `alpha` is the share of harmless
+    changes that look like a fall.
     """
     lost = sum(right and not after.get(task, False) for task, right in before.items())
     gained = sum(after.get(task, False) and not right for task, right in before.items())
-    return lost > gained and (lost - gained) / math.sqrt(lost + gained) > noise
+    if lost <= gained:
+        return False
+    return bool(binomtest(lost, lost + gained, alternative="greater").pvalue < alpha)
 
 
 def share(answers: Answers) -> float | None:

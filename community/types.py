@@ -284,7 +284,7 @@ class Agent(Protocol):
         ...
 
     def save(self, folder: Path) -> str:
-        """Write the weights to `folder / id` unless there, become that checkpoint, return its id."""
+        """Write the weights to `folder / id` unless there, become that checkpoint, give its id."""
         ...
 
     def load(self, folder: Path, checkpoint: str) -> None:
@@ -311,5 +311,5 @@ class Arena(Protocol):
         ...
 
     def rephrase(self, task: Task, sample: int) -> str:
-        """The prompt for the n-th sample: the task's own at 0, then equivalents if there are any."""
+        """The prompt for the n-th sample: the task's own at 0, then equivalents if any."""
         ...

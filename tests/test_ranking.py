@@ -285,7 +285,8 @@ def test_confidence_is_the_trust_weighted_share_of_votes() -> None:
 def test_majority_counts_authors_and_self_consistency_counts_samples() -> None:
     ideas = [idea("m0", "x", sample=s) for s in range(3)] + [idea("m1", "y"), idea("m2", "y")]
     majority, samples = rank(ideas, [], "majority"), rank(ideas, [], "self-consistency")
-    assert entry(majority, ideas[3]).place == 1 and entry(majority, ideas[3]).confidence == 0.667
+    assert majority.winners()["t"].idea in {ideas[3].id, ideas[4].id}
+    assert entry(majority, ideas[3]).confidence == 0.667
     assert entry(samples, ideas[0]).confidence == 0.6
     assert samples.winners()["t"].idea in {i.id for i in ideas[:3]}
 
