@@ -124,9 +124,10 @@ def _optimizers(
     known = {id(p) for p in hidden}
     rest = [p for _, p in trainable if id(p) not in known]
     decay = settings.weight_decay
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=settings.lr * factor, betas=(0.9, 0.95), weight_decay=decay)
-    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:  # an adapter has nothing but hidden matrices
+        rate = settings.lr * factor
+        optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay))
     if hidden:
         rate = settings.muon * factor
         optimizers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay))

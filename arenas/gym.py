@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -87,6 +88,7 @@ class GymArena:
     """
 
     name = "gym"
+    alphabet = string.printable
 
     def __init__(self, tasks: Sequence[str | Mapping[str, Any]]) -> None:
         _require()
@@ -135,6 +137,10 @@ class GymArena:
     def rephrase(self, task: Task, sample: int) -> str:
         """The task's own prompt: reasoning-gym has no equivalents."""
         return task.prompt
+
+    def solve(self, task: Task) -> str:
+        """The reference answer, for first lessons and scripted members."""
+        return str(self._reference(task)["answer"])
 
     def _config(self, domain: str, level: int) -> str:
         """The configuration at a level, as JSON (hashable, so that what it makes is cached)."""

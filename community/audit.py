@@ -44,6 +44,11 @@ def _digest(parts: Any) -> str:
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 
+def _number(value: float) -> float:
+    """As a database gives it back: a float, and never -0.0."""
+    return float(value) + 0.0
+
+
 def round_digest(round: Round) -> str:
     """SHA-256 of a round but its seconds, whatever the order of its tasks, ideas, and so on.
 
@@ -59,7 +64,7 @@ def round_digest(round: Round) -> str:
         ),
         "ideas": sorted(i.id for i in round.ideas),
         "verdicts": sorted(
-            (v.task, v.idea, v.other, v.judge, float(v.score), float(v.confidence))
+            (v.task, v.idea, v.other, v.judge, _number(v.score), _number(v.confidence))
             for v in round.verdicts
         ),
         "method": ranking.method,
@@ -72,11 +77,11 @@ def round_digest(round: Round) -> str:
                 e.comparisons,
                 e.component,
                 e.supporters,
-                *map(float, (e.strength, e.low, e.high, e.confidence)),
+                *map(_number, (e.strength, e.low, e.high, e.confidence)),
             )
             for e in ranking.entries
         ),
-        "reliability": {judge: float(value) for judge, value in ranking.reliability.items()},
+        "reliability": {judge: _number(value) for judge, value in ranking.reliability.items()},
         "lessons": sorted(x.id for x in round.lessons),
         "edges": sorted(round.edges),
         "router": json.loads(canonical(dict(round.router))),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from community.config import Recipe, parse
@@ -30,17 +31,37 @@ def play_baselines(folder: Path, how: How) -> None:
         place = folder / "baselines" / kind
         if not (place / "ledger.db").exists():
             create(alone(recipe, best, kind), base, place)
-    side_by_side = (
-        1 if (how.pool or recipe.run.pool) == "local" else how.workers or recipe.run.workers
-    )
+    local = how.place(recipe) == "local"
+    side_by_side = 1 if local else how.workers or recipe.run.workers
     how.listener.phase("baselines", len(kinds))
+    listener = Stoppable()
+    quiet = replace(how, listener=listener)
 
     def one(kind: str) -> None:
-        play(folder / "baselines" / kind, replace(how, listener=Silence()))
+        play(folder / "baselines" / kind, quiet)
         how.listener.done(kind, 0)
 
     with ThreadPoolExecutor(side_by_side) as threads:
-        list(threads.map(one, kinds))
+        try:
+            list(threads.map(one, kinds))
+        except BaseException:  # Ctrl-C too: the others are not waited for to their end
+            listener.stop.set()
+            raise
+
+
+class Stopped(Exception):
+    """Another baseline failed, or the user had enough."""
+
+
+class Stoppable(Silence):
+    """Says nothing, and ends a run before its next phase once `stop` is set."""
+
+    def __init__(self) -> None:
+        self.stop = Event()
+
+    def phase(self, name: str, total: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
 
 
 def best_at_start(ledger: Ledger) -> str:
@@ -60,17 +81,16 @@ def best_at_start(ledger: Ledger) -> str:
 def alone(recipe: Recipe, best: str, kind: str) -> Recipe:
     """The same recipe for one member, which gets all tasks and training of the community.
 
-    As many members as there were, so many times the tasks a round and the steps of learning:
-    equal tokens. "self-consistency" keeps every other rule; "no-filter" believes whatever the
+    As many members as attempted a task, so many times the tasks a round, and as many as there
+    were, so many times the steps of learning: equal tokens. "self-consistency" keeps every other rule; "no-filter" believes whatever the
     member says and never rolls back.
     """
     data: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
     table = next(t for name, t in recipe.roster() if name == best)
     times = len(recipe.roster())
     data["members"] = [table.model_dump(mode="json") | {"name": best, "count": 1}]
-    data["tasks"]["train"] *= times
-    data["learning"]["steps"] *= times
-    data["learning"]["epochs"] *= 1 if data["learning"]["steps"] else times
+    data["tasks"]["train"] *= recipe.router.top_k or times
+    data["learning"]["steps"] *= times  # epochs grow with the lessons by themselves
     data["learning"]["replay"] *= times
     data["topology"] = [{"use": "complete"}]
     data["router"] |= {"top_k": 0, "policy": "author"}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -50,7 +53,7 @@ def run_folder(run: str) -> Path:
     for folder in (home() / run, path):
         if (folder / "recipe.toml").is_file():
             return folder
-    known = [p.parent.name for p in sorted(home().glob("*/recipe.toml"))]
+    known = [p.parent.name for p in sorted(home().glob("[!.]*/recipe.toml"))]
     there = f"there are: {', '.join(known)}" if known else f"there are no runs in {home()} yet"
     raise CommunityError(f"there is no run {run!r}; {there}")
 
@@ -81,8 +84,13 @@ def run(
         console.print(engine.plan(settings, path.parent))
         return
     folder = home() / settings.run.name
-    engine.create(settings, path.parent, folder)
-    _go(folder, pool, workers, ray_address, baselines)
+    with _stoppable(f"`community resume {settings.run.name}` goes on"):
+        engine.create(settings, path.parent, folder)
+        try:
+            _go(folder, pool, workers, ray_address, baselines)
+        except CommunityError:
+            engine.undo(folder)  # a run that never began leaves its name free
+            raise
 
 
 @app.command()
@@ -95,15 +103,15 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, from the last thing it recorded."""
     folder = run_folder(run)
-    _engine().reopen(folder)
-    _go(folder, pool, workers, ray_address, baselines)
+    with _stoppable(f"`community resume {run}` goes on"):
+        _go(folder, pool, workers, ray_address, baselines)
 
 
 @app.command()
 def runs() -> None:
     """List the runs of this folder."""
     table = Table("run", "recipe seed", "rounds", "ideas", "lessons", "tokens", "seconds")
-    for path in sorted(home().glob("*/ledger.db")):
+    for path in sorted(home().glob("[!.]*/ledger.db")):
         with Ledger.open(path, read_only=True) as ledger:
             rows, meta = ledger.rounds(), ledger.meta
             tokens = sum(ledger.tokens().values())
@@ -156,8 +164,11 @@ def list_() -> None:
     ]
     for kind, found in [*kinds, ("recipe", plugins.recipes())]:
         console.print(f"[bold]{plugins.PLURAL.get(kind, 'recipes')}[/bold]")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, min_width=16)
         for name, line in found.items():
-            console.print(f"  {name:18} {line}", highlight=False)
+            table.add_row(f"  {name}", line)
+        console.print(table)
 
 
 @app.command(name="doctor")
@@ -199,7 +210,7 @@ def study(
     path = plugins.recipe(recipe)
     settings = _read(path, rounds, None, name, pool, workers, sets)
     engine = _engine()
-    with engine.Display(console) as listener:
+    with _stoppable("the same command goes on"), engine.Display(console) as listener:
         how = engine.How(pool, workers, "", listener)
         outcomes = engine.study(settings, path.parent, home(), range(seeds), how)
     console.print(engine.render_study(outcomes))
@@ -239,20 +250,26 @@ def _read(
 
 
 def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) -> None:
-    """Play, then report. Ctrl-C leaves a run that can go on."""
+    """Play, then report."""
     engine = _engine()
-    try:
-        with engine.Display(console) as listener:
-            how = engine.How(pool, workers, address, listener)
-            engine.play(folder, how)
-            if baselines:
-                engine.play_baselines(folder, how)
-    except KeyboardInterrupt:
-        raise CommunityError(
-            f"stopped; nothing that was recorded is lost: `community resume {folder.name}` goes on"
-        ) from None
+    with engine.Display(console) as listener:
+        how = engine.How(pool, workers, address, listener)
+        early = engine.play(folder, how)
+        if baselines:
+            engine.play_baselines(folder, how)
     console.print(engine.render(engine.write(folder)))
-    console.print(f"report, plots and ledger are in {folder}")
+    if early:
+        console.print(early, highlight=False)
+    console.print(f"report, plots and ledger are in {folder}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stoppable(hint: str) -> Iterator[None]:
+    """Ctrl-C leaves a run that can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CommunityError(f"stopped; nothing that was recorded is lost: {hint}") from None
 
 
 def _engine() -> ModuleType:
@@ -265,5 +282,14 @@ def main() -> None:
     try:
         app()
     except CommunityError as error:
-        print(f"community: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("the disk is full; free some space and resume, every recorded round is safe")
+
+
+def _fail(sentence: str) -> NoReturn:
+    """One line, whatever it quotes."""
+    print(f"community: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -201,12 +201,14 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     Raises CommunityError for a file that cannot be read, an unknown key or a wrong value.
     """
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CommunityError(f"cannot read recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CommunityError(f"{path} is not valid TOML: {error}") from error
-    data.setdefault("run", {}).setdefault("name", path.stem)
+    section = data.setdefault("run", {})
+    if isinstance(section, dict):  # else validation says what is wrong with it
+        section.setdefault("name", path.stem)
     for place, value in (overrides or {}).items():
         _set(data, place, value)
     return parse(data, str(path))

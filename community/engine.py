@@ -7,7 +7,7 @@ from community.packaged import fetch
 from community.plan import plan
 from community.progress import Display
 from community.report import figures, render, write
-from community.run import How, create, play, reopen
+from community.run import How, create, play, reopen, undo
 from community.study import render as render_study
 from community.study import study
 
@@ -27,5 +27,6 @@ __all__ = [
     "render_study",
     "reopen",
     "study",
+    "undo",
     "write",
 ]

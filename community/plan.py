@@ -59,6 +59,7 @@ def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:
     tasks = [arena.pose("train", recipe.run.seed, i, recipe.level(1)) for i in range(SAMPLE)]
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(spec, folder)
+        agent = worker.agent  # making it is not counted
         start = monotonic()
         ideas = _ask(worker, tasks)
         answering = (monotonic() - start) / SAMPLE * recipe.tasks.train * (1 + recipe.run.turns)
@@ -69,7 +70,7 @@ def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:
         start = monotonic()
         settings = recipe.learning
         if lessons:
-            worker.agent.learn(Study(1, 0, lessons, steps=STEPS, batch=settings.batch))
+            agent.learn(Study(1, 0, lessons, steps=STEPS, batch=settings.batch))
         step = (monotonic() - start) / STEPS
     steps = settings.steps or settings.epochs * recipe.tasks.train / settings.batch
     tokens = sum(idea.tokens for idea in ideas) / SAMPLE * recipe.tasks.train

@@ -12,7 +12,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import ray
@@ -24,6 +26,9 @@ from community.plugins import load
 from community.types import Agent, Learned, Study
 
 ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
+STARTING = Lock()  # baselines start pools side by side
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2 (RFC 9113, section 6.5)
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 PATIENCE = 5.0  # seconds until a Ray address that says nothing counts as unreachable
 
 
@@ -53,10 +58,18 @@ class Worker:
     """One member and the folder of its checkpoints."""
 
     def __init__(self, spec: Spec, folder: str, checkpoint: str = "") -> None:
-        self.agent = build(spec)
-        self.folder = Path(folder)
-        if checkpoint:
-            self.agent.load(self.folder, checkpoint)
+        self.spec, self.folder, self.checkpoint = spec, Path(folder), checkpoint
+
+    @cached_property
+    def agent(self) -> Agent:
+        """Made by the first call and not before: what is wrong with it is that call's error.
+
+        Raises CommunityError for a missing model or a damaged checkpoint.
+        """
+        agent = build(self.spec)
+        if self.checkpoint:
+            agent.load(self.folder, self.checkpoint)
+        return agent
 
     def propose(self, requests: Sequence[Any]) -> list[Any]:
         return isolate(self.agent.propose, requests)
@@ -170,13 +183,16 @@ class RayPool:
     ) -> None:
         """Starts Ray on this machine, or joins the cluster at `address`.
 
-        Raises CommunityError for an address that does not answer.
+        Raises CommunityError for an address that does not answer, and for members that ask
+        for more than the cluster has.
         """
-        _connect(workers, address)
+        with STARTING:
+            _connect(workers, address)
         self._specs = {spec.name: spec for spec in specs}
         self._folder = str(folder.resolve())
         self._workers = workers
         self._share = min(1.0, workers / max(1, len(specs)))
+        _refuse_too_many(specs, self._share)
         self._checkpoints = dict.fromkeys(self._specs, "")
         self._actors = {name: self._start(name) for name in self._specs}
 
@@ -232,6 +248,18 @@ class RayPool:
         return result
 
 
+def _refuse_too_many(specs: Sequence[Spec], share: float) -> None:
+    """Ray would let actors that find no room wait for ever, and say nothing."""
+    there = ray.cluster_resources()
+    wanted = {"CPU": sum(s.cpus or share for s in specs), "GPU": sum(s.gpus for s in specs)}
+    for kind, amount in wanted.items():
+        if amount > there.get(kind, 0.0) + 0.01:
+            raise CommunityError(
+                f"the members need {amount:g} {kind}s and Ray has {there.get(kind, 0.0):g}; lower "
+                f"{kind.lower()}s of the members or --workers, or join a larger cluster"
+            )
+
+
 def _connect(workers: int, address: str) -> None:
     if ray.is_initialized():
         return
@@ -252,13 +280,16 @@ def _connect(workers: int, address: str) -> None:
 
 
 def _probe(address: str) -> None:
-    """Ray itself would try for a minute; a closed port shows at once."""
+    """Ray itself would try for minutes; its servers speak HTTP/2 and send settings first."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ConnectionError("an address looks like host:6379 or ray://host:10001")
-    socket.create_connection((host, int(port)), PATIENCE).close()
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(HELLO)
+        if connection.recv(len(SETTINGS))[3:4] != SETTINGS[3:4]:
+            raise ConnectionError("what answers there is no Ray")
 
 
 def _cause(error: Exception) -> Exception:

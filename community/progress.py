@@ -77,7 +77,7 @@ class Display:
             line += f" (at this level {fmean(posed):.2f})"
         if facts["rollbacks"]:
             line += f"  rollbacks {facts['rollbacks']}"
-        self.console.print(f"{line}  {seconds:.0f} s", highlight=False)
+        self.console.print(f"{line}  {seconds:.0f} s", highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
         """Time left, from the rounds that were finished in this process."""

@@ -156,13 +156,10 @@ def _entries(
         place = entries[-1].place + 1 if entries and entries[-1].task == idea.task else 1
         i = evidence.item_of[idea.id]
         j = i if i >= 0 else weakest.get(idea.task, -1)
-        scale: tuple[float, float, float] = (0.0, 0.0, 0.0)
-        if j >= 0:
-            scale = strength[j], low[j], high[j]
-        rest: tuple[int, int, float, int] = (0, -1, 0.0, 0)
-        if i >= 0:
-            rest = comparisons[i], component[i], confidence[i], len(supporters[i])
-        entries.append(Ranked(idea.task, idea.id, place, *scale, *rest))
+        scale = (strength[j], low[j], high[j]) if j >= 0 else (0.0, 0.0, 0.0)
+        behind = (comparisons[i], component[i]) if i >= 0 else (0, -1)
+        votes = (confidence[i], len(supporters[i])) if i >= 0 else (0.0, 0)
+        entries.append(Ranked(idea.task, idea.id, place, *scale, *behind, *votes))
     return tuple(entries)
 
 
@@ -317,8 +314,9 @@ def _crowd(
         t = np.tanh((s[e.a] - s[e.b]) / 2)
         agree = np.clip(r * t, -1 + 1e-12, 1 - 1e-12)
         prior = count * (mean * log_expit(x[n:]) + (1 - mean) * log_expit(-x[n:]))
-        value = 0.5 * PRECISION * s @ s - prior[free].sum()
-        value -= e.weight @ (e.score * np.log1p(agree) + (1 - e.score) * np.log1p(-agree))
+        likely = e.score * np.log1p(agree) + (1 - e.score) * np.log1p(-agree)
+        # sums, not dot products: these may depend on the number of threads
+        value = 0.5 * PRECISION * (s * s).sum() - prior[free].sum() - (e.weight * likely).sum()
         slope = e.weight * ((1 - e.score) / (1 - agree) - e.score / (1 + agree))
         pull = slope * r * (1 - t * t) / 2
         ds = sum_by(e.a, pull, n) - sum_by(e.b, pull, n) + PRECISION * s

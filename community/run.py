@@ -6,6 +6,7 @@ on from the last of them: everything else follows from the recipe, the seeds and
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import tomli_w
 
 from community import experts, school
 from community.config import Recipe, read
-from community.errors import CommunityError
+from community.errors import CommunityError, unknown
 from community.ledger import Ledger
 from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
@@ -27,6 +28,7 @@ from community.pool import LocalPool, Pool, RayPool, Spec
 from community.round import deliberate, play_round
 from community.types import Checkpoint, Idea, Learned, Learning, Lesson, Round, Score, Split, Task
 
+POOLS = ("local", "ray")
 VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
 
 
@@ -39,32 +41,49 @@ class How:
     address: str = ""  # of a Ray cluster
     listener: Listener = field(default_factory=Silence)
 
+    def place(self, recipe: Recipe) -> str:
+        """local or ray. Raises CommunityError for anything else."""
+        kind = self.pool or ("ray" if self.address else recipe.run.pool)
+        if kind not in POOLS:
+            raise unknown("pool", kind, POOLS)
+        return kind
+
 
 def create(recipe: Recipe, base: Path, folder: Path) -> None:
-    """Lay out a new run: its folder, the resolved recipe and an empty ledger.
+    """Lay out a new run: its folder, the resolved recipe and an empty ledger, all or nothing.
 
-    Raises CommunityError if the name is taken or the recipe names what does not exist.
+    Raises CommunityError if the name is taken, the recipe names what does not exist, or
+    there is no room.
     """
-    specs_of(recipe, base)
+    _check(recipe, base)
     if folder.exists() and any(folder.iterdir()):
         raise CommunityError(
             f"there is a run in {folder} already; `community resume {folder.name}` goes on with "
             "it, --name gives the new one another name"
         )
+    part = folder.parent / f".{folder.name}.part"
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "checkpoints").mkdir(parents=True)
         text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-        (folder / "recipe.toml").write_text(text, encoding="utf-8")
+        (part / "recipe.toml").write_text(text, encoding="utf-8")
+        _new_ledger(recipe, base, part / "ledger.db")
+        part.rename(folder)
     except OSError as error:
-        raise CommunityError(f"cannot write to {folder}: {error.strerror}") from error
-    _new_ledger(recipe, base, folder)
+        raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}") from error
 
 
-def _new_ledger(recipe: Recipe, base: Path, folder: Path) -> None:
-    """Made under another name first: a run's ledger is there whole or not at all."""
-    part = folder / "ledger.part"
-    for path in folder.glob("ledger.part*"):
-        path.unlink()
+def _check(recipe: Recipe, base: Path) -> None:
+    """Raises CommunityError for what the recipe names in vain, before anything is written."""
+    names = [spec.name for spec in specs_of(recipe, base)]
+    arena_of(recipe, base)
+    router_of(recipe, names)
+    rules_of(recipe, {})
+    for topology in recipe.topology:
+        graph_of(recipe, names, topology.from_round, base)
+
+
+def _new_ledger(recipe: Recipe, base: Path, path: Path) -> None:
     meta = {
         "recipe": recipe.content(),
         "recipe_hash": recipe.hash,
@@ -76,8 +95,15 @@ def _new_ledger(recipe: Recipe, base: Path, folder: Path) -> None:
         (name, {"backend": table.use, **table.model_dump(mode="json")})
         for name, table in recipe.roster()
     ]
-    Ledger.create(part, meta, members).close()
-    part.rename(folder / "ledger.db")
+    Ledger.create(path, meta, members).close()
+
+
+def undo(folder: Path) -> None:
+    """Take `create` back if nothing was learned or recorded since, so that the name is free."""
+    with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
+        begun = ledger.last_learning() >= 0
+    if not begun and not any((folder / "checkpoints").iterdir()):
+        shutil.rmtree(folder)
 
 
 def reopen(folder: Path) -> tuple[Recipe, Path]:
@@ -89,8 +115,14 @@ def reopen(folder: Path) -> tuple[Recipe, Path]:
     if not path.is_file():
         raise CommunityError(f"there is no run in {folder}; `community runs` lists what there is")
     recipe = read(path)
-    if not (folder / "ledger.db").exists():
-        _new_ledger(recipe, folder, folder)
+    return recipe, refuse_changes(recipe, folder)
+
+
+def refuse_changes(recipe: Recipe, folder: Path) -> Path:
+    """The folder that the paths of a run's recipe are relative to.
+
+    Raises CommunityError if `recipe` is not the one that the run was started with.
+    """
     with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
         meta = ledger.meta
     changed = list(_differences(meta["recipe"], recipe.content()))
@@ -99,7 +131,7 @@ def reopen(folder: Path) -> tuple[Recipe, Path]:
             f"the recipe of {folder.name} was changed since it started: {'; '.join(changed)}; "
             "undo that, or start a new run with --name"
         )
-    return recipe, Path(meta["base"])
+    return Path(meta["base"])
 
 
 def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
@@ -113,23 +145,42 @@ def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
         yield f"{place} was {old!r} and is {new!r}"
 
 
-def play(folder: Path, how: How, recipe: Recipe | None = None) -> None:
-    """Play a run to its end from wherever it stands."""
-    found, base = reopen(folder)
-    recipe = recipe or found
+def play(folder: Path, how: How) -> str:
+    """Play a run to its end from wherever it stands; says why, if the end came early.
+
+    Raises CommunityError for whatever keeps the run from going on.
+    """
+    recipe, base = reopen(folder)
     with Ledger.open(folder / "ledger.db") as ledger:
-        if ledger.last_learning() < recipe.run.rounds:
+        between = ledger.last_learning() == ledger.last_round()
+        if not (between and _over(recipe, ledger)):
             specs = specs_of(recipe, base)
             with _pool(specs, folder, how, recipe) as pool:
                 Run(recipe, base, folder, ledger, pool, specs, how).play()
+        n, of = ledger.last_round(), recipe.run.rounds
+        return f"stopped after round {n} of {of}: {_spent(recipe, ledger)}" if n < of else ""
+
+
+def _over(recipe: Recipe, ledger: Ledger) -> bool:
+    """Whether no further round is to be played."""
+    return ledger.last_round() >= recipe.run.rounds or bool(_spent(recipe, ledger))
+
+
+def _spent(recipe: Recipe, ledger: Ledger) -> str:
+    """Which budget is used up, if one is."""
+    budget = recipe.budget
+    if budget.tokens and sum(ledger.tokens().values()) >= budget.tokens:
+        return f"its budget of {budget.tokens:,} tokens is spent"
+    if budget.seconds and sum(s.seconds for s in ledger.rounds()) >= budget.seconds:
+        return f"its budget of {budget.seconds:g} seconds is spent"
+    return ""
 
 
 @contextmanager
 def _pool(specs: Sequence[Spec], folder: Path, how: How, recipe: Recipe) -> Iterator[Pool]:
-    kind = how.pool or recipe.run.pool
     checkpoints = folder / "checkpoints"
     pool: Pool
-    if kind == "local":
+    if how.place(recipe) == "local":
         pool = LocalPool(specs, checkpoints)
     else:
         pool = RayPool(specs, checkpoints, how.workers or recipe.run.workers, how.address)
@@ -175,9 +226,8 @@ class Run:
             self.router.restore(self.ledger.router_state(last))
         if last > self.ledger.last_learning():
             self._learn(self.ledger.round(last))
-        while (n := self.ledger.last_round() + 1) <= self.recipe.run.rounds:
-            if self._spent():
-                break
+        while not _over(self.recipe, self.ledger):
+            n = self.ledger.last_round() + 1
             self.how.listener.round(n, self.recipe.run.rounds, self.recipe.level(n))
             self._learn(self._play_round(n))
 
@@ -354,16 +404,6 @@ class Run:
             yield Score(n, solver, "holdout", domain, level, sum(rights), len(rights))
 
     # -- the rest ----------------------------------------------------------------------
-
-    def _spent(self) -> bool:
-        """Whether the budget is used up."""
-        budget = self.recipe.budget
-        seconds = sum(s.seconds for s in self.ledger.rounds())
-        tokens = sum(self.ledger.tokens().values())
-        return bool(
-            (budget.tokens and tokens >= budget.tokens)
-            or (budget.seconds and seconds >= budget.seconds)
-        )
 
     def _facts(self, round_: Round, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
         return {

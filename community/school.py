@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from scipy.stats import binomtest
 
 from community.config import FirstSection, LearningSection
+from community.errors import CommunityError
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
 
 PATIENCE = 50  # tasks posed for one that belongs to a member's domains
@@ -34,12 +35,24 @@ def first_lessons(
         return ()
     solve = getattr(arena, "solve", None)
     if solve is None:
-        raise ValueError(f"arena {arena.name} offers no worked examples")
-    lessons = []
-    for index in range(count):
-        level = first.levels[index % len(first.levels)]
+        raise CommunityError(
+            f"arena {arena.name} offers no worked examples: set first.examples = 0"
+        )
+    lessons: list[Lesson] = []
+    index = missed = 0
+    while len(lessons) < count:
+        level = first.levels[len(lessons) % len(first.levels)]
         task = arena.pose("train", seed_of(seed, learner, "first"), index, level)
-        lessons.append(Lesson(0, learner, task.id, "", task.prompt, solve(task), "first lessons"))
+        index += 1
+        if not domains or task.domain in domains:
+            missed = 0
+            text = solve(task)
+            lessons.append(Lesson(0, learner, task.id, "", task.prompt, text, "first lessons"))
+        elif (missed := missed + 1) == PATIENCE:
+            raise CommunityError(
+                f"arena {arena.name} poses no task of {', '.join(domains)} for {learner}; "
+                "name domains that it poses"
+            )
     return tuple(lessons)
 
 

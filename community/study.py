@@ -11,7 +11,7 @@ from rich.table import Table
 
 from community.config import Recipe
 from community.ledger import Ledger
-from community.run import How, create, play
+from community.run import How, create, play, refuse_changes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Outcome:
 
 
 def study(recipe: Recipe, base: Path, home: Path, seeds: Sequence[int], how: How) -> list[Outcome]:
-    """Play the recipe once for each seed, going on with what was played before."""
+    """Play the recipe once for each seed, going on with what was played before.
+
+    Raises CommunityError if that was another recipe.
+    """
     outcomes = []
     for seed in seeds:
         section = recipe.run.model_copy(
@@ -33,7 +36,9 @@ def study(recipe: Recipe, base: Path, home: Path, seeds: Sequence[int], how: How
         )
         seeded = recipe.model_copy(update={"run": section})
         folder = home / section.name
-        if not (folder / "recipe.toml").exists():
+        if (folder / "recipe.toml").exists():
+            refuse_changes(seeded, folder)
+        else:
             create(seeded, base, folder)
         play(folder, how)
         outcomes.append(outcome(folder, seed))

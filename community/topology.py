@@ -24,7 +24,7 @@ Entry = tuple[int, str, Mapping[str, Any]]  # (from this round on, topology, its
 
 
 def build(
-    name: str | Topology, members: Sequence[str], seed: int = 0, **options: Any
+    name: str | Topology, members: Sequence[str], seed: int = 0, /, **options: Any
 ) -> nx.DiGraph[str]:
     """The graph over the members that the named topology (or one of your own) makes.
 
@@ -38,11 +38,13 @@ def build(
         function = TOPOLOGIES[key]
     else:
         function, name = name, getattr(name, "__name__", "given")
-    parameters = list(inspect.signature(function).parameters)[1:]
-    for option in options:
-        if option not in parameters or option == "seed":
-            raise unknown(f"option of topology {name}", option, set(parameters) - {"seed"})
-    if "seed" in parameters:
+    given = inspect.signature(function).parameters
+    known = {option: given[option].default for option in list(given)[1:] if option != "seed"}
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of topology {name}", option, known)
+        _check_type(name, option, value, known[option])
+    if "seed" in given:
         options["seed"] = seed
     graph = function(list(members), **options)
     strangers = sorted(set(graph) - set(members))
@@ -216,6 +218,8 @@ def file(members: Sequence[str], path: str = "") -> nx.DiGraph[str]:
 def _read_json(source: Path) -> nx.Graph[Any]:
     """Node-link JSON, with its edges under `edges` or, as older networkx wrote them, `links`."""
     data = json.loads(source.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError("its top level is no object")
     return nx.node_link_graph(data, edges="links" if "links" in data else "edges")
 
 
@@ -266,6 +270,14 @@ def _check(topology: str, **values: tuple[float, bool, str]) -> None:
     for name, (value, right, rule) in values.items():
         if not right:
             raise CommunityError(f"{name} of topology {topology} must be {rule}, not {value}")
+
+
+def _check_type(topology: str, option: str, value: Any, default: Any) -> None:
+    """CommunityError for a value of another type than the default; whole numbers do for float."""
+    wanted = {int: (int,), float: (int, float), str: (str,)}.get(type(default))
+    if wanted and (isinstance(value, bool) or not isinstance(value, wanted)):
+        kind = {int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        raise CommunityError(f"{option} of topology {topology} must be {kind}, not {value!r}")
 
 
 def _strangers(where: str, names: Sequence[str]) -> CommunityError:

@@ -38,8 +38,9 @@ def seed_of(*parts: Any) -> int:
 
 
 def _plain(noun: Any) -> dict[str, Any]:
-    """Field names -> values, without the deep copies of dataclasses.asdict."""
-    return {f.name: getattr(noun, f.name) for f in fields(noun)}
+    """Field names -> values, floats as a database gives them back, which knows no -0.0."""
+    values = {f.name: getattr(noun, f.name) for f in fields(noun)}
+    return {k: v + 0.0 if isinstance(v, float) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""What one member reaches alone gets as much of everything as the community had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_rounds import make_ledger, make_round
+
+from community.baselines import alone, best_at_start
+from community.config import Recipe, parse
+from community.parts import specs_of
+from community.types import Idea
+
+HERE = Path(__file__).parent
+MEMBERS = [
+    {"name": "ada", "use": "scripted", "error": 0.1},
+    {"name": "bo", "use": "scripted", "count": 3, "error": 0.2},
+]
+
+
+def recipe(**sections: Any) -> Recipe:
+    least = {
+        "arena": {"use": "arithmetic"},
+        "members": MEMBERS,
+        "tasks": {"train": 50},
+        "baselines": {"run": ["self-consistency", "no-filter"]},
+        "ranking": {"min_supporters": 2, "min_confidence": 0.7, "best": 0.5},
+    }
+    return parse(least | sections)
+
+
+KINDS = pytest.mark.parametrize("kind", ["self-consistency", "no-filter"])
+
+
+@KINDS
+def test_one_member_has_the_tasks_and_steps_of_all(kind: str) -> None:
+    found = recipe(learning={"steps": 10, "replay": 20})
+    single = alone(found, "bo-2", kind)
+    assert [name for name, _ in single.roster()] == ["bo-2"]
+    assert single.tasks.train == 4 * found.tasks.train
+    assert single.learning.steps == 4 * found.learning.steps
+    assert single.learning.batch == found.learning.batch
+    assert single.tasks.holdout == found.tasks.holdout  # as many as the community's
+    assert single.run.rounds == found.run.rounds and single.run.seed == found.run.seed
+    assert single.baselines.run == ()
+
+
+@KINDS
+def test_tasks_and_lessons_by_the_epoch(kind: str) -> None:
+    """Attempts are equal, and lessons grow with the tasks, so the epochs stay."""
+    found = recipe(learning={"epochs": 3}, router={"top_k": 2})
+    single = alone(found, "ada", kind)
+    assert single.tasks.train == 2 * found.tasks.train
+    assert (single.learning.steps, single.learning.epochs) == (0, 3)
+
+
+@KINDS
+def test_it_starts_as_the_member_that_it_was(kind: str) -> None:
+    found = recipe()
+    before = {spec.name: spec for spec in specs_of(found, HERE)}["bo-2"]
+    (spec,) = specs_of(alone(found, "bo-2", kind), HERE)
+    assert spec == before
+
+
+def test_what_is_believed() -> None:
+    found = recipe()
+    careful, rash = (alone(found, "ada", kind) for kind in ("self-consistency", "no-filter"))
+    assert careful.ranking == found.ranking.model_copy(update={"min_supporters": 1})
+    assert careful.learning.alpha == found.learning.alpha
+    assert (rash.ranking.min_confidence, rash.ranking.best, rash.learning.alpha) == (0, 1, 0)
+    assert rash.ranking.min_supporters == 1
+    assert {careful.router.policy, rash.router.policy} == {"author"}
+
+
+def test_the_best_at_the_start_agrees_most_with_itself(tmp_path: Path) -> None:
+    round_ = make_round(1, turns=1)
+    base = [replace(i, failure="", answer="5", text="5", sample=0) for i in round_.ideas]
+    other = [replace(i, sample=1, answer="5" if i.author == "bob" else "6", text="x") for i in base]
+    ideas: list[Idea] = [*base, *other]
+    top = base[0]
+    ranking = replace(
+        round_.ranking,
+        entries=tuple(
+            replace(round_.ranking.entries[0], idea=i.id, task=i.task, place=k)
+            for k, i in enumerate(ideas, 1)
+        ),
+    )
+    assert top.author != "bob"  # the first member is not the answer
+    with make_ledger(tmp_path / "ledger.db", rounds=0) as ledger:
+        ledger.record(replace(round_, ideas=tuple(ideas), verdicts=(), lessons=(), ranking=ranking))
+        assert best_at_start(ledger) == "bob"

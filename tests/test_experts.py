@@ -1,0 +1,114 @@
+"""First experts: taught once, then taken from the shelf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from community import experts
+from community.config import Recipe, parse
+from community.members import Members
+from community.parts import arena_of, specs_of
+from community.pool import LocalPool
+from community.types import Learned
+
+HERE = Path(__file__).parent
+SHAPE = {"width": 16, "depth": 1, "heads": 2}
+MEMBERS = [
+    {"name": "ada", "use": "transformer", "shape": SHAPE},
+    {"name": "bo", "use": "transformer", "shape": SHAPE | {"width": 24}},
+]
+FIRST = {"examples": 20, "levels": [1, 2], "steps": 3}
+
+
+def recipe(**sections: Any) -> Recipe:
+    least = {"arena": {"use": "arithmetic"}, "members": MEMBERS, "first": FIRST}
+    return parse(least | sections)
+
+
+def begin(found: Recipe, folder: Path) -> tuple[dict[str, Learned], dict[str, str]]:
+    """What was learned, and the members' checkpoints."""
+    specs, arena = specs_of(found, HERE), arena_of(found, HERE)
+    pool = LocalPool(specs, folder / "checkpoints")
+    members = Members(pool, [spec.name for spec in specs], arena, found.run.seed)
+    return experts.begin(found, specs, members, arena, folder), dict(members.checkpoints)
+
+
+def shelves(cache: Path) -> int:
+    return len(list((cache / "experts").iterdir()))
+
+
+def test_the_second_run_takes_them_from_the_shelf(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, checkpoints = begin(recipe(), tmp_path / "one")
+    assert all(found.steps == 3 and found.tokens for found in learned.values())
+    assert shelves(cache) == 2
+
+    def busy(*_: Any) -> None:
+        raise AssertionError("nothing is left to teach")
+
+    monkeypatch.setattr(experts, "_study", busy)
+    assert begin(recipe(), tmp_path / "two") == (learned, checkpoints)
+    for run in ("one", "two"):
+        found = {path.name for path in (tmp_path / run / "checkpoints").iterdir()}
+        assert found == set(checkpoints.values())
+    renamed = recipe(run={"name": "else", "workers": 7, "rounds": 9})
+    assert begin(renamed, tmp_path / "three")[1] == checkpoints
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"run": {"seed": 1}},
+        {"first": FIRST | {"steps": 4}},
+        {"first": FIRST | {"levels": [1]}},
+        {"arena": {"use": "arithmetic", "reverse": True}},
+        {"learning": {"batch": 8}},
+        {"members": [m | {"optimizer": {"lr": 1e-2}} for m in MEMBERS]},
+        {"members": [m | {"shape": SHAPE | {"hidden": 20}} for m in MEMBERS]},
+    ],
+    ids=str,
+)
+def test_whatever_made_them_is_in_the_key(
+    sections: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    _, before = begin(recipe(), tmp_path / "one")
+    _, after = begin(recipe(**sections), tmp_path / "two")
+    assert shelves(cache) == 4
+    assert not set(before.values()) & set(after.values())
+
+
+def test_only_who_is_new_is_taught(cache: Path, tmp_path: Path) -> None:
+    _, before = begin(recipe(), tmp_path / "one")
+    other = [MEMBERS[0], MEMBERS[1] | {"shape": SHAPE}]
+    _, after = begin(recipe(members=other), tmp_path / "two")
+    assert shelves(cache) == 3
+    assert before["ada"] == after["ada"] and before["bo"] != after["bo"]
+
+
+def test_a_shelf_that_lost_its_checkpoint_is_filled_again(cache: Path, tmp_path: Path) -> None:
+    first = begin(recipe(), tmp_path / "one")
+    for shelf in (cache / "experts").iterdir():
+        (shelf / experts.LABEL).write_text("[")
+    assert begin(recipe(), tmp_path / "two") == first
+    assert begin(recipe(), tmp_path / "three") == first
+
+
+def test_without_lessons_members_start_as_they_are(cache: Path, tmp_path: Path) -> None:
+    learned, checkpoints = begin(recipe(first={}), tmp_path / "one")
+    assert learned == {} and all(checkpoints.values())
+    assert not (cache / "experts").exists()
+    found = {path.name for path in (tmp_path / "one" / "checkpoints").iterdir()}
+    assert found == set(checkpoints.values())
+
+
+def test_a_specialist_is_taught_its_domain(cache: Path, tmp_path: Path) -> None:
+    del cache
+    arena = {"use": "arithmetic", "operations": ["addition", "subtraction"]}
+    special = [m | {"domains": ["subtraction"]} for m in MEMBERS[:1]]
+    every = begin(recipe(arena=arena, members=MEMBERS[:1]), tmp_path / "one")
+    own = begin(recipe(arena=arena, members=special), tmp_path / "two")
+    assert every != own

@@ -1,0 +1,145 @@
+"""A recipe becomes parts, or says which of its options is wrong before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from community.agents.scripted import ScriptedAgent
+from community.agents.transformer import Shape
+from community.arenas.arithmetic import ArithmeticArena
+from community.config import Recipe, parse, read
+from community.errors import CommunityError
+from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
+from community.pool import build
+from community.types import Idea
+
+HERE = Path(__file__).parent
+SHIPPED = sorted((HERE.parent / "runs").glob("*.toml"))
+NAMES = ["ada-1", "ada-2", "bo"]
+
+
+def recipe(**sections: Any) -> Recipe:
+    members = [
+        {"name": "ada", "use": "scripted", "count": 2, "error": 0.1},
+        {"name": "bo", "use": "transformer", "shape": {"width": 16, "heads": 2}},
+    ]
+    return parse({"arena": {"use": "arithmetic", "reverse": True}, "members": members} | sections)
+
+
+def refusal(part: Any, *arguments: Any) -> str:
+    with pytest.raises(CommunityError) as caught:
+        part(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_arena_has_its_options() -> None:
+    arena = arena_of(recipe(), HERE)
+    assert isinstance(arena, ArithmeticArena) and arena.reverse
+    wrong = recipe(arena={"use": "arithmetic", "revers": True})
+    assert "arena: revers: unknown key; did you mean 'reverse'?" in refusal(arena_of, wrong, HERE)
+    strange = recipe(arena={"use": "arithmetik"})
+    assert "did you mean 'arithmetic'?" in refusal(arena_of, strange, HERE)
+
+
+def test_specs_are_all_it_takes_to_make_a_member() -> None:
+    specs = specs_of(recipe(), HERE)
+    assert [spec.name for spec in specs] == NAMES
+    assert len({spec.seed for spec in specs}) == 3
+    assert specs[0].options == {"error": 0.1}
+    assert specs[2].options == {"shape": Shape(width=16, heads=2)}
+    assert all(spec.arena_options == {"reverse": True} for spec in specs)
+    agent = build(specs[0])
+    assert isinstance(agent, ScriptedAgent) and (agent.name, agent.error) == ("ada-1", 0.1)
+    assert specs_of(recipe(run={"seed": 1}), HERE)[0].seed != specs[0].seed
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        ({"use": "scriptet"}, "unknown agent 'scriptet'; did you mean 'scripted'?"),
+        ({"use": "scripted", "eror": 0.1}, "members.ada: eror: unknown key; did you mean 'error'?"),
+        ({"use": "scripted", "error": "often"}, "members.ada: error: input should be a valid"),
+        ({"use": "transformer", "shape": {"dept": 1}}, "members.ada: shape.dept: unknown key"),
+        ({"use": "gone.py:Agent"}, "there is no file"),
+    ],
+)
+def test_a_members_mistake_is_named(member: dict[str, Any], expected: str) -> None:
+    wrong = recipe(members=[{"name": "ada"} | member])
+    assert expected in refusal(specs_of, wrong, HERE)
+
+
+def test_the_router_has_the_recipes_rules() -> None:
+    found = router_of(recipe(router={"top_k": 2, "policy": "weakest", "explore": 0}), NAMES)
+    assert (found.members, found.top_k, found.policy) == (tuple(NAMES), 2, "weakest")
+    assert router_of(recipe(), NAMES).top_k is None  # 0: every one
+    assert "top_k = 4 is impossible" in refusal(router_of, recipe(router={"top_k": 4}), NAMES)
+    wrong = recipe(router={"policy": "weekest"})
+    assert "did you mean 'weakest'?" in refusal(router_of, wrong, NAMES)
+
+
+def test_the_graph_follows_the_schedule() -> None:
+    schedule = [{"use": "complete"}, {"use": "star", "from_round": 3}]
+    timed = recipe(topology=schedule)
+    edges = [graph_of(timed, NAMES, n, HERE).number_of_edges() for n in (1, 2, 3, 9)]
+    assert edges == [6, 6, 4, 4]
+
+
+def test_a_topology_draws_from_the_runs_seed() -> None:
+    def edges(seed: int) -> set[tuple[str, str]]:
+        wanted = recipe(run={"seed": seed}, topology={"use": "small-world"})
+        return set(graph_of(wanted, [str(i) for i in range(30)], 1, HERE).edges)
+
+    assert edges(1) == edges(1) != edges(2)
+
+
+def test_a_graph_file_lies_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "who.txt").write_text("ada-1 ada-2\nbo ada-1\n")
+    wanted = recipe(topology={"use": "file", "path": "who.txt"})
+    graph = graph_of(wanted, NAMES, 1, tmp_path)
+    assert set(graph) == set(NAMES) and graph.number_of_edges() >= 2
+    assert "gone.txt" in refusal(
+        graph_of, recipe(topology={"use": "file", "path": "gone.txt"}), NAMES, 1, tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        ({"use": "rign"}, "unknown topology 'rign'; did you mean 'ring'?"),
+        ({"use": "small_world", "neigbours": 2}, "did you mean 'neighbours'?"),
+        ({"use": "small_world", "neighbours": "many"}, "neighbours"),
+        ({"use": "small_world", "neighbours": 3}, "must be an even number"),
+    ],
+)
+def test_a_topologys_mistake_is_named(topology: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(graph_of, recipe(topology=topology), NAMES, 1, HERE)
+
+
+def test_rules_hold_the_recipes_method() -> None:
+    found = rules_of(recipe(run={"turns": 2}, judging={"pairs": 5, "judges": 1}), {"bo": 0.5})
+    assert (found.turns, found.pairs, found.judges, found.trust) == (2, 5, 1, {"bo": 0.5})
+    ideas = [Idea("t", name, "c", 1, 0, 0, "5", "5") for name in NAMES]
+    majority = rules_of(recipe(ranking={"method": "majority"}), {})
+    assert majority.rank(ideas, [], {}).method == "majority"
+    wrong = recipe(ranking={"method": "bradley-tery"})
+    assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong, {})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_name_what_there_is(path: Path) -> None:
+    shipped = read(path)
+    if shipped.arena.use == "gym":
+        pytest.importorskip("reasoning_gym", reason="extra gym is not installed")
+    names = [spec.name for spec in specs_of(shipped, path.parent)]
+    assert names == [name for name, _ in shipped.roster()]
+    arena = arena_of(shipped, path.parent)
+    assert arena.pose("train", 0, 0, shipped.level(1)).prompt
+    router_of(shipped, names)
+    rules_of(shipped, {})
+    for topology in shipped.topology:
+        graph = graph_of(shipped, names, topology.from_round, path.parent)
+        assert set(graph) == set(names)

@@ -1,0 +1,170 @@
+"""Neither pool, number of workers nor a dead actor shows in what comes of a run."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from command import RECIPE, hash_of
+
+from community.config import Recipe, read
+from community.errors import CommunityError
+from community.pool import Failure, LocalPool, RayPool, Spec, isolate
+from community.run import How, create, play
+from community.types import Study
+
+FRAGILE = """
+import os, signal
+from pathlib import Path
+from community.agents.scripted import ScriptedAgent
+
+class Fragile(ScriptedAgent):
+    '''Its process dies once in each phase of round 2, and leaves a mark.'''
+
+    def _die_once(self, phase, n):
+        mark = Path(__file__).with_name(f"{self.name}-{phase}")
+        if n == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def propose(self, requests):
+        self._die_once(f"propose {requests[0].turn}", requests[0].round)
+        return super().propose(requests)
+
+    def judge(self, ballots):
+        self._die_once("judge", ballots[0].round)
+        return super().judge(ballots)
+
+    def learn(self, study):
+        learned = super().learn(study)
+        self._die_once("learn", study.round)
+        return learned
+"""
+PHASES = ("propose 0", "propose 1", "judge", "learn")
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """One Ray for all tests of this file; the first pool starts it."""
+    yield
+    ray.shutdown()
+
+
+def spec(name: str = "sam", **options: Any) -> Spec:
+    return Spec(name, "scripted", 1, options, ".", "arithmetic")
+
+
+def recipe_of(folder: Path, text: str = RECIPE) -> Recipe:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return read(path)
+
+
+def played(folder: Path, recipe: Recipe, name: str, how: How) -> str:
+    """The content hash of a recipe played in a certain way."""
+    run = folder / "runs" / name
+    create(recipe, folder, run)
+    assert play(run, how) == ""
+    return hash_of(folder, name)
+
+
+def fragile(folder: Path) -> Recipe:
+    """Two members that die once in every phase, beside a transformer."""
+    (folder / "fragile.py").write_text(FRAGILE)
+    text = RECIPE.replace('name = "carl"\nuse = "transformer"\nmax_tokens = 4', 'name = "carl"')
+    text = text.replace("shape = { width = 16, depth = 1, heads = 2 }\n", 'use = "scripted"\n')
+    text = text.replace("[first]\nexamples = 64\nsteps = 8\n", "")
+    text = text.replace('use = "scripted"', 'use = "fragile.py:Fragile"')
+    return recipe_of(folder, text)
+
+
+def test_what_a_member_raises_concerns_only_the_request_that_raised_it() -> None:
+    def method(batch: Any) -> list[int]:
+        if 3 in batch:
+            raise ValueError("three")
+        return [10 * x for x in batch]
+
+    found = isolate(method, [1, 2, 3, 4, 5])
+    assert [r for _, r in found] == [10, 20, Failure("ValueError: three"), 40, 50]
+    assert [i for i, r in found if isinstance(r, Failure)] == [2]
+
+
+def test_a_local_pool_answers_in_order_and_says_when_each_is_done(tmp_path: Path) -> None:
+    pool = LocalPool([spec("a"), spec("b")], tmp_path)
+    heard: list[str] = []
+    found = pool.call("save", {"b": (), "a": ()}, lambda name, _: heard.append(name))
+    assert list(found) == heard == ["b", "a"]
+    assert pool.call("load", {"a": (found["a"],)}) == {"a": found["a"]}
+    pool.close()
+
+
+def test_a_full_disk_is_named_and_not_a_failure_of_the_member(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    pool = LocalPool([spec()], tmp_path / "file")
+    with pytest.raises(CommunityError, match="cannot write a checkpoint"):
+        pool.call("learn", {"sam": (Study(1, 0, ()),)})
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent", "other"])
+def test_a_ray_address_that_does_not_answer_is_refused_soon(kind: str, tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if kind != "closed":
+            server.listen()
+        if kind == "other":
+            threading.Thread(target=_speak, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(CommunityError, match=f"cannot reach the Ray cluster at {address}"):
+            RayPool([spec()], tmp_path, 1, address)
+
+
+def _speak(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    connection.sendall(b"220 a mail server\r\n")
+
+
+@pytest.mark.usefixtures("one_ray", "cache")
+class TestRay:
+    def test_one_worker_two_workers_and_this_process_agree(self, tmp_path: Path) -> None:
+        recipe = recipe_of(tmp_path)
+        here = played(tmp_path, recipe, "local", How(pool="local"))
+        assert played(tmp_path, recipe, "one", How(pool="ray", workers=1)) == here
+        assert played(tmp_path, recipe, "two", How(pool="ray", workers=2)) == here
+
+    def test_actors_that_die_in_any_phase_do_not_show(self, tmp_path: Path) -> None:
+        recipe = fragile(tmp_path)
+        died = played(tmp_path, recipe, "ray", How(pool="ray", workers=2))
+        marks = {f"{name}-{phase}" for name in ("carl", "sam") for phase in PHASES}
+        assert {path.name for path in tmp_path.iterdir()} >= marks
+        assert played(tmp_path, recipe, "local", How(pool="local")) == died
+
+    def test_an_actor_killed_between_calls_stands_where_it_stood(self, tmp_path: Path) -> None:
+        pool = RayPool([spec("a"), spec("b")], tmp_path, 2)
+        first = pool.call("save", {"a": (), "b": ()})
+        ray.kill(pool._actors["a"])
+        assert pool.call("save", {"a": (), "b": ()}) == first
+        pool.close()
+
+    def test_one_that_always_dies_is_a_failure(self, tmp_path: Path) -> None:
+        (tmp_path / "fragile.py").write_text(FRAGILE.replace("mark.touch()", ""))
+        dying = Spec("a", "fragile.py:Fragile", 1, {}, str(tmp_path), "arithmetic")
+        pool = RayPool([dying], tmp_path, 1)
+        found = pool.call("learn", {"a": (Study(2, 0, ()),)})
+        assert isinstance(found["a"], Failure) and "died 3 times" in found["a"].reason
+        pool.close()
+
+    def test_what_keeps_a_member_from_being_made_is_said(self, tmp_path: Path) -> None:
+        pool = RayPool([spec(error=2.0)], tmp_path, 1)
+        with pytest.raises(CommunityError, match="error"):
+            pool.call("save", {"sam": ()})
+        pool.close()
+
+    def test_members_that_find_no_room_are_refused(self, tmp_path: Path) -> None:
+        many = Spec("a", "scripted", 1, {}, ".", "arithmetic", cpus=1000)
+        with pytest.raises(CommunityError, match="need 1000 CPUs"):
+            RayPool([many], tmp_path, 1)
