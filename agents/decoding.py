@@ -28,12 +28,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded prompts, (B, T); `mask` is None where nothing is padded."""
+    """Left-padded different prompts, (B, T); `mask` is None where nothing is padded."""
 
     tokens: Tensor
     positions: Tensor | None
     mask: Tensor | None
-    places: list[int]  # where each row stands among the requests
+    places: list[int]  # where each row of `copies` stands among the requests
+    copies: Tensor  # (R,) the row of `tokens` that each request asks for: samples share one
 
 
 def batches(
@@ -43,10 +44,15 @@ def batches(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), size):
         places = order[start : start + size]
-        yield _batch([prompts[i] for i in places], places, codec, device)
+        rows = list(dict.fromkeys(tuple(prompts[i]) for i in places))
+        number = {row: n for n, row in enumerate(rows)}
+        copies = [number[tuple(prompts[i])] for i in places]
+        yield _batch([list(row) for row in rows], places, copies, codec, device)
 
 
-def _batch(rows: list[list[int]], places: list[int], codec: Codec, device: torch.device) -> Batch:
+def _batch(
+    rows: list[list[int]], places: list[int], copies: list[int], codec: Codec, device: torch.device
+) -> Batch:
     longest = max(map(len, rows))
     gaps = [longest - len(row) for row in rows]
     tokens = torch.tensor([[codec.pad] * g + r for g, r in zip(gaps, rows, strict=True)])
@@ -56,7 +62,8 @@ def _batch(rows: list[list[int]], places: list[int], codec: Codec, device: torch
     if any(gaps):
         mask = torch.tensor([[0] * g + [1] * len(r) for g, r in zip(gaps, rows, strict=True)])
     positions = None if plain and mask is None else torch.tensor(where).to(device)
-    return Batch(tokens.to(device), positions, None if mask is None else mask.to(device), places)
+    mask = None if mask is None else mask.to(device)
+    return Batch(tokens.to(device), positions, mask, places, torch.tensor(copies).to(device))
 
 
 def _positions(codec: Codec, tokens: Sequence[int]) -> list[int]:
@@ -91,8 +98,7 @@ def _generate(
     model: PreTrainedModel, codec: Codec, batch: Batch, seeds: Sequence[int], decoding: Decoding
 ) -> list[Generated]:
     count = len(batch.places)
-    draws = _draws(seeds, decoding).to(model.device)  # (B, max_tokens)
-    mask = batch.mask
+    draws = _draws(seeds, decoding).to(model.device)  # (R, max_tokens)
     step = model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
@@ -100,12 +106,17 @@ def _generate(
         logits_to_keep=1,
         use_cache=True,
     )
-    where = None if batch.positions is None else batch.positions[:, -1:]
+    cache, logits = step.past_key_values, step.logits[:, -1]
+    where = None if batch.positions is None else batch.positions[batch.copies, -1:]
+    mask = None if batch.mask is None else batch.mask[batch.copies]
+    if len(batch.tokens) < count:  # prompts were read once, however many samples they have
+        cache.batch_select_indices(batch.copies)
+        logits = logits[batch.copies]
     done = torch.zeros(count, dtype=torch.bool, device=model.device)
     total = torch.zeros(count, dtype=torch.float64, device=model.device)
     tokens: list[Tensor] = []
     for i in range(decoding.max_tokens):
-        logits = step.logits[:, -1].float()  # (B, V)
+        logits = logits.float()  # (R, V)
         chosen = choose(logits, decoding, draws[:, i])
         chosen = torch.where(done, codec.pad, chosen)
         picked = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
@@ -122,9 +133,10 @@ def _generate(
             input_ids=chosen[:, None],
             position_ids=where,
             attention_mask=mask,
-            past_key_values=step.past_key_values,
+            past_key_values=cache,
             use_cache=True,
         )
+        logits = step.logits[:, -1]
     return [
         Generated(_until(row, codec.end), round(float(logprob), 6))
         for row, logprob in zip(torch.stack(tokens, 1).tolist(), total.tolist(), strict=True)
@@ -183,7 +195,7 @@ def score(
             logits_to_keep=longest + 1,
             use_cache=False,
         ).logits
-        targets = batch.tokens[:, -longest:]
+        logits, targets = logits[batch.copies], batch.tokens[batch.copies, -longest:]
         logs = logits[:, :-1].float().log_softmax(-1)  # (B, longest, V)
         picked = logs.gather(2, targets[:, :, None])[:, :, 0].double()  # (B, longest)
         for row, place, width in zip(picked, batch.places, widths, strict=True):

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 # second with these two. Values set by the user stay.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# With more BLAS threads a sum may round otherwise, and a ledger depend on the number of cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
     __version__ = version("modelcommunity")

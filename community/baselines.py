@@ -1,25 +1,34 @@
-"""What one member reaches alone with as many tokens as the whole community."""
+"""What one member reaches alone, with as many tokens as the whole community.
+
+Each baseline is a run of its own, of a recipe made from the community's, below `baselines/`:
+
+- self-consistency: it teaches itself; every other rule stays. It gets the tasks and the
+  training of all members, so tokens are equal.
+- no-filter: the same, but it believes whatever it says, and nothing is rolled back.
+- greedy, few-shot, majority: it does not learn. Few-shot has worked examples in its prompt;
+  majority takes as many samples as all members together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from community.config import Recipe, parse
+from community.errors import CommunityError
 from community.ledger import Ledger
 from community.members import Silence
+from community.parts import arena_of
 from community.run import How, create, play, reopen
-from community.types import Idea
+from community.types import Idea, seed_of
 
 
 def play_baselines(folder: Path, how: How) -> None:
-    """Play the recipe's baselines of a finished run, each a run of its own below `baselines/`.
+    """Play the recipe's baselines of a finished run; they go on where they stopped.
 
-    They go on where they stopped. On Ray they run side by side, as many as there are workers.
+    On Ray they run side by side, as many as there are workers.
     """
     recipe, base = reopen(folder)
     kinds = recipe.baselines.run
@@ -30,38 +39,16 @@ def play_baselines(folder: Path, how: How) -> None:
     for kind in kinds:
         place = folder / "baselines" / kind
         if not (place / "ledger.db").exists():
-            create(alone(recipe, best, kind), base, place)
-    local = how.place(recipe) == "local"
-    side_by_side = 1 if local else how.workers or recipe.run.workers
+            create(alone(recipe, best, kind, base), base, place)
+    local = (how.pool or recipe.run.pool) == "local"
     how.listener.phase("baselines", len(kinds))
-    listener = Stoppable()
-    quiet = replace(how, listener=listener)
 
     def one(kind: str) -> None:
-        play(folder / "baselines" / kind, quiet)
+        play(folder / "baselines" / kind, replace(how, listener=Silence()))
         how.listener.done(kind, 0)
 
-    with ThreadPoolExecutor(side_by_side) as threads:
-        try:
-            list(threads.map(one, kinds))
-        except BaseException:  # Ctrl-C too: the others are not waited for to their end
-            listener.stop.set()
-            raise
-
-
-class Stopped(Exception):
-    """Another baseline failed, or the user had enough."""
-
-
-class Stoppable(Silence):
-    """Says nothing, and ends a run before its next phase once `stop` is set."""
-
-    def __init__(self) -> None:
-        self.stop = Event()
-
-    def phase(self, name: str, total: int) -> None:
-        if self.stop.is_set():
-            raise Stopped
+    with ThreadPoolExecutor(1 if local else how.workers or recipe.run.workers) as threads:
+        list(threads.map(one, kinds))
 
 
 def best_at_start(ledger: Ledger) -> str:
@@ -78,31 +65,48 @@ def best_at_start(ledger: Ledger) -> str:
     return max(sorted(agreed), key=lambda name: agreed[name])
 
 
-def alone(recipe: Recipe, best: str, kind: str) -> Recipe:
-    """The same recipe for one member, which gets all tasks and training of the community.
-
-    As many members as attempted a task, so many times the tasks a round, and as many as there
-    were, so many times the steps of learning: equal tokens. "self-consistency" keeps every other rule; "no-filter" believes whatever the
-    member says and never rolls back.
-    """
+def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:
+    """The recipe of a baseline: the community's, for one member. See the module."""
     data: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
     table = next(t for name, t in recipe.roster() if name == best)
-    times = len(recipe.roster())
-    data["members"] = [table.model_dump(mode="json") | {"name": best, "count": 1}]
-    data["tasks"]["train"] *= recipe.router.top_k or times
-    data["learning"]["steps"] *= times  # epochs grow with the lessons by themselves
-    data["learning"]["replay"] *= times
+    member = table.model_dump(mode="json", exclude_none=True) | {"name": best, "count": 1}
+    data["members"] = [member]
+    data["run"] |= {"name": f"{recipe.run.name}-{kind}"}
     data["topology"] = [{"use": "complete"}]
     data["router"] |= {"top_k": 0, "policy": "author"}
-    data["baselines"] = {"run": []}
-    data["run"]["name"] = f"{recipe.run.name}-{kind}"
-    data["ranking"] |= _filter(kind)
-    if kind == "no-filter":
-        data["learning"]["alpha"] = 0.0
+    data["ranking"]["min_supporters"] = 1
+    data["baselines"]["run"] = []
+    if kind in ("self-consistency", "no-filter"):
+        _teaches_itself(data, len(recipe.roster()), recipe.router.top_k)
+        if kind == "no-filter":
+            data["ranking"] |= {"min_confidence": 0.0, "best": 1.0}
+            data["learning"]["alpha"] = 0.0
+    else:
+        data["run"] |= {"rounds": 0, "turns": 0}
+        member |= _untrained(recipe, kind, member, base)
     return parse(data, f"baseline {kind}")
 
 
-def _filter(kind: str) -> Mapping[str, Any]:
-    if kind == "no-filter":
-        return {"min_supporters": 1, "min_confidence": 0.0, "best": 1.0}
-    return {"min_supporters": 1}
+def _teaches_itself(data: dict[str, Any], members: int, attempts: int) -> None:
+    """As many times the tasks as members attempted one, and as many times the steps and the
+    replay as there were members: equal tokens."""
+    data["tasks"]["train"] *= attempts or members
+    data["learning"]["replay"] *= members
+    data["learning"]["steps"] *= members  # by epochs it follows from the lessons
+
+
+def _untrained(recipe: Recipe, kind: str, member: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The member's options under a baseline that only changes how it is asked."""
+    if kind == "majority":
+        samples = int(member.get("samples", 1)) * len(recipe.roster())
+        return {"samples": samples * (1 + recipe.run.turns)}
+    if kind == "greedy":
+        return {"temperature": 0.0, "samples": 1}
+    arena = arena_of(recipe, base)
+    solve = getattr(arena, "solve", None)
+    if solve is None:
+        raise CommunityError(f"arena {arena.name} has no worked examples for baseline few-shot")
+    seed, level = seed_of(recipe.run.seed, "shots"), recipe.level(1)
+    tasks = [arena.pose("train", seed, i, level) for i in range(recipe.baselines.shots)]
+    shots = [[task.prompt, solve(task)] for task in tasks]
+    return {"temperature": 0.0, "samples": 1, "shots": shots}

@@ -45,7 +45,7 @@ class RunSection(Section):
 
     name: Name = "run"
     seed: int = 0
-    rounds: int = Field(5, ge=1, description="rounds to play")
+    rounds: int = Field(5, ge=0, description="rounds to play; 0: only score the start")
     turns: int = Field(0, ge=0, description="turns of conversation after the first answers")
     world: World = Field("always", description="when the world may speak for learning")
     pool: Literal["local", "ray"] = "ray"
@@ -133,9 +133,10 @@ class BudgetSection(Section):
 
 
 class BaselinesSection(Section):
-    """Runs at equal tokens of the member that looks best at the start, alone."""
+    """What the member that looks best at the start does alone: `community/baselines.py`."""
 
-    run: tuple[Literal["self-consistency", "no-filter"], ...] = ()
+    run: tuple[Literal["self-consistency", "no-filter", "greedy", "few-shot", "majority"], ...] = ()
+    shots: int = Field(4, ge=1, description="worked examples in the prompt of few-shot")
 
 
 class Recipe(Section):

@@ -102,7 +102,7 @@ def test_splits_share_no_content() -> None:
     contents: dict[str, set[tuple[int, str, int]]] = {}
     for split in ("train", "validation", "holdout"):
         for index in range(150):
-            a, sign, b = operands(arena, arena.pose(split, index % 3, index, 2).prompt)  # type: ignore[arg-type]
+            a, sign, b = operands(arena, arena.pose(split, index % 3, index, 2).prompt)
             if sign != "-":
                 a, b = min(a, b), max(a, b)  # who knows a+b knows b+a
             contents.setdefault(split, set()).add((a, sign, b))

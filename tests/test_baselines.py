@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from small_rounds import make_ledger, make_round
 
+from community.arenas.splits import in_split
 from community.baselines import alone, best_at_start
 from community.config import Recipe, parse
 from community.parts import specs_of
-from community.types import Idea
+from community.types import Idea, Task
 
 HERE = Path(__file__).parent
 MEMBERS = [
@@ -38,7 +39,7 @@ KINDS = pytest.mark.parametrize("kind", ["self-consistency", "no-filter"])
 @KINDS
 def test_one_member_has_the_tasks_and_steps_of_all(kind: str) -> None:
     found = recipe(learning={"steps": 10, "replay": 20})
-    single = alone(found, "bo-2", kind)
+    single = alone(found, "bo-2", kind, HERE)
     assert [name for name, _ in single.roster()] == ["bo-2"]
     assert single.tasks.train == 4 * found.tasks.train
     assert single.learning.steps == 4 * found.learning.steps
@@ -52,7 +53,7 @@ def test_one_member_has_the_tasks_and_steps_of_all(kind: str) -> None:
 def test_tasks_and_lessons_by_the_epoch(kind: str) -> None:
     """Attempts are equal, and lessons grow with the tasks, so the epochs stay."""
     found = recipe(learning={"epochs": 3}, router={"top_k": 2})
-    single = alone(found, "ada", kind)
+    single = alone(found, "ada", kind, HERE)
     assert single.tasks.train == 2 * found.tasks.train
     assert (single.learning.steps, single.learning.epochs) == (0, 3)
 
@@ -61,18 +62,42 @@ def test_tasks_and_lessons_by_the_epoch(kind: str) -> None:
 def test_it_starts_as_the_member_that_it_was(kind: str) -> None:
     found = recipe()
     before = {spec.name: spec for spec in specs_of(found, HERE)}["bo-2"]
-    (spec,) = specs_of(alone(found, "bo-2", kind), HERE)
+    (spec,) = specs_of(alone(found, "bo-2", kind, HERE), HERE)
     assert spec == before
 
 
 def test_what_is_believed() -> None:
     found = recipe()
-    careful, rash = (alone(found, "ada", kind) for kind in ("self-consistency", "no-filter"))
+    careful, rash = (alone(found, "ada", kind, HERE) for kind in ("self-consistency", "no-filter"))
     assert careful.ranking == found.ranking.model_copy(update={"min_supporters": 1})
     assert careful.learning.alpha == found.learning.alpha
     assert (rash.ranking.min_confidence, rash.ranking.best, rash.learning.alpha) == (0, 1, 0)
     assert rash.ranking.min_supporters == 1
     assert {careful.router.policy, rash.router.policy} == {"author"}
+
+
+def test_members_that_do_not_learn() -> None:
+    found = recipe(run={"turns": 1})
+    greedy, majority = (alone(found, "ada", kind, HERE) for kind in ("greedy", "majority"))
+    for single in (greedy, majority):
+        assert [name for name, _ in single.roster()] == ["ada"]
+        assert (single.run.rounds, single.run.turns) == (0, 0)
+        assert single.tasks.holdout == found.tasks.holdout
+    assert greedy.members[0].options["samples"] == 1
+    # four members, each with a first answer and a revision
+    assert majority.members[0].options["samples"] == 8
+
+
+def test_shots_are_worked_examples_of_the_train_split() -> None:
+    found = recipe(baselines={"shots": 3})
+    shots = alone(found, "ada", "few-shot", HERE).members[0].options["shots"]
+    assert len(shots) == 3
+    for question, answer in shots:
+        a, b = map(int, question.rstrip("=").split("+"))
+        assert int(answer) == a + b
+        key = f"{min(a, b)}+{max(a, b)}"
+        task = Task(question, "arithmetic", "addition", 1, "train", 0, 0, key)
+        assert in_split(task) == "train"
 
 
 def test_the_best_at_the_start_agrees_most_with_itself(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def written(folder: Path, text: str) -> Path:
         ({"budget": {"zzz": 3}}, "budget.zzz: unknown key; known here: seconds, tokens"),
         ({"run": {"rounds": "many"}}, "run.rounds: input should be a valid integer"),
         ({"run": {"rounds": "many"}}, "(not 'many')"),
-        ({"run": {"rounds": 0}}, "run.rounds: input should be greater than or equal to 1 (not 0)"),
+        (
+            {"run": {"rounds": -1}},
+            "run.rounds: input should be greater than or equal to 0 (not -1)",
+        ),
         ({"run": {"world": "sometimes"}}, "run.world: input should be 'always', 'validation'"),
         ({"run": {"pool": "threads"}}, "run.pool: input should be 'local' or 'ray'"),
         ({"run": {"name": "a/b"}}, "run.name: string should match pattern"),
@@ -115,7 +118,7 @@ def test_options_come_back_as_the_parts_own_types() -> None:
 
 
 def test_an_option_that_a_part_needs() -> None:
-    with pytest.raises(CommunityError, match="members.ada: solve: this key is needed"):
+    with pytest.raises(CommunityError, match=r"members\.ada: solve: this key is needed"):
         check_options(ScriptedAgent, {}, "members.ada", ("name", "seed"))
 
 
@@ -139,7 +142,7 @@ def test_settings_of_the_command_line(text: str, expected: tuple[str, Any]) -> N
 
 @pytest.mark.parametrize("text", ["run.rounds", "=3", " = 3", ""])
 def test_a_setting_that_is_none(text: str) -> None:
-    with pytest.raises(CommunityError, match="--set wants section.key=value"):
+    with pytest.raises(CommunityError, match=r"--set wants section\.key=value"):
         setting(text)
 
 
@@ -158,12 +161,13 @@ def test_overrides_apply_and_are_checked_too(tmp_path: Path) -> None:
     assert (changed.run.rounds, changed.tasks.levels) == (7, (3, 4))
     assert changed.arena.options == {"reverse": True}
     assert [changed.level(n) for n in (1, 2, 3)] == [3, 4, 4]  # the last one from then on
-    for overrides, expected in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"run.ruonds": 7}, "run.ruonds: unknown key; did you mean 'rounds'?"),
         ({"members.0.name": "x"}, "--set members.0.name: members is a list of tables"),
         ({"arena.use.x": 1}, "--set arena.use.x: use is no table"),
         ({"run": 3}, "run: input should be"),
-    ]:
+    ]
+    for overrides, expected in wrong:
         with pytest.raises(CommunityError) as caught:
             read(path, overrides)
         assert expected in one_line(caught.value)
@@ -241,4 +245,4 @@ def test_one_topology_or_a_schedule() -> None:
 def test_a_recipe_does_not_change() -> None:
     recipe: Recipe = parse(LEAST)
     with pytest.raises(ValueError, match="frozen"):
-        recipe.run.seed = 3
+        recipe.run.seed = 3  # type: ignore[misc]

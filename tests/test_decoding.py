@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import RESTART, SHAPE, tiny
 from transformers import PreTrainedModel
 
 from community.agents.codec import CharacterCodec
 from community.agents.decoding import batches, choose, generate, score
 from community.agents.transformer import Shape
 from community.types import Decoding
-from tiny_models import RESTART, SHAPE, tiny
 
 PROMPTS = ["12+7=", "3+4=", "12345+678=", "9*9=", "100-1=", "77+1="]
+ANSWERS = ["1", "22", "333", "4", "5", "66"]
 GREEDY = Decoding(max_tokens=8)
 SAMPLED = Decoding(temperature=1.0, top_p=0.9, max_tokens=8)
 SHAPES = pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["plain", "restart"])
@@ -117,7 +118,7 @@ def test_the_log_probability_is_what_the_model_says_of_it(shape: Shape, decoding
 @SHAPES
 def test_scores_are_sums_over_the_answer_only(shape: Shape) -> None:
     model, codec = tiny(shape)
-    pairs = [(codec.prompt(p), codec.answer(a)) for p, a in zip(PROMPTS, "1 22 333 4 5".split())]
+    pairs = [(codec.prompt(p), codec.answer(a)) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     pairs.append((codec.prompt("1+1="), [codec.end]))
     expected = []
     for prompt, answer in pairs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from community.agents.scripted import ScriptedAgent
 from community.arenas.arithmetic import ArithmeticArena
 from community.errors import CommunityError
 from community.members import Members, Silence
@@ -169,8 +170,6 @@ def test_learning_makes_checkpoints_that_can_be_gone_back_to(tmp_path: Path) -> 
 def test_who_fails_to_learn_stays_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from community.agents.scripted import ScriptedAgent
-
     learn = ScriptedAgent.learn
 
     def broken(self: ScriptedAgent, study: Study) -> Learned:
