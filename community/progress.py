@@ -44,10 +44,10 @@ class Display:
         self._since[n] = monotonic()
         note = f"level {level}{self._left()}"
         self._bars.update(self._rounds, completed=max(0, n - 1), total=of, note=note)
-        if n == 0:
-            self.console.print("first lessons (later runs take these experts from the cache)")
 
     def phase(self, name: str, total: int) -> None:
+        if name == "first lessons" and total:
+            self.console.print("first lessons; later runs take these experts from the cache")
         self._phase_begun, self._tokens = monotonic(), 0
         self._bars.reset(self._phase, description=name, total=total or None, note="")
 

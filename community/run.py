@@ -225,11 +225,15 @@ class Run:
         if last:
             self.router.restore(self.ledger.router_state(last))
         if last > self.ledger.last_learning():
+            self._announce(last)
             self._learn(self.ledger.round(last))
         while not _over(self.recipe, self.ledger):
             n = self.ledger.last_round() + 1
-            self.how.listener.round(n, self.recipe.run.rounds, self.recipe.level(n))
+            self._announce(n)
             self._learn(self._play_round(n))
+
+    def _announce(self, n: int) -> None:
+        self.how.listener.round(n, self.recipe.run.rounds, self.recipe.level(n))
 
     def _begin(self) -> None:
         """First lessons, or members as they are; then how everyone scores at the start."""

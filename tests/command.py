@@ -121,6 +121,7 @@ class Command:
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.files = folder / f"{time.monotonic_ns()}.out", folder / f"{time.monotonic_ns()}.err"
+        self.files[0].touch()
         settings = {"COMMUNITY_HOME": str(folder), "COMMUNITY_CACHE": str(folder / "cache")}
         self.process: Any = SERVER.Process(
             target=_command, args=(list(arguments), settings | environment, *self.files)

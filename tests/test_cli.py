@@ -50,7 +50,8 @@ class TestHelp:
 
     def test_help_starts_without_torch(self) -> None:
         code = (
-            "import sys; from community.cli import main; sys.argv = ['community', 'run', '--help']\n"
+            "import sys; from community.cli import main\n"
+            "sys.argv = ['community', 'run', '--help']\n"
             "try: main()\n"
             "finally: print({'torch', 'ray', 'transformers'} & set(sys.modules))"
         )
@@ -86,9 +87,9 @@ class TestLooking:
 
     def test_lineage_of_the_last_winner(self, played: Path) -> None:
         found = json.loads(community(played, "lineage", "tiny", "last", "--json").out)
-        assert found["idea"]["round"] == 2
+        assert found["idea"]["facts"]["round"] == 2
         again = community(played, "lineage", "tiny", found["idea"]["id"])
-        assert again.code == 0 and found["idea"]["author"] in again.out
+        assert again.code == 0 and found["idea"]["facts"]["author"] in again.out
         assert "starts with 'zzz'" in community(played, "lineage", "tiny", "zzz").refused()
 
     def test_hash_and_verify(self, played: Path) -> None:
@@ -98,7 +99,7 @@ class TestLooking:
     def test_what_is_piped_holds_plain_lines_alone(self, tmp_path: Path) -> None:
         done = community(tmp_path, "run", write_recipe(tmp_path, CROWD))
         assert not CODES.search(done.out + done.err)
-        rounds = [line for line in done.out.splitlines() if line.startswith("round ")]
+        rounds = [line for line in done.out.splitlines() if re.match(r"round \d", line)]
         assert [line.split()[1] for line in rounds] == ["1/2", "2/2"]
 
 
@@ -123,7 +124,7 @@ class TestPlaying:
     def test_a_spent_budget_stops_between_rounds_and_resume_says_so(self, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, CROWD)
         done = community(tmp_path, "run", recipe, "--set", "budget.tokens=1")
-        sentence = "stopped after round 0 of 2: its budget of 1 tokens is spent"
+        sentence = "stopped after round 1 of 2: its budget of 1 tokens is spent"
         assert done.code == 0 and sentence in done.out
         done = community(tmp_path, "resume", "tiny")
         assert done.code == 0 and sentence in done.out
@@ -232,27 +233,23 @@ def unfinish(folder: Path) -> None:
     shutil.rmtree(folder / "runs")
     recipe = str(folder / "tiny.toml")
     process = Command(folder, "run", recipe, "--set", "run.rounds=200")
-    while process.wait(0.01) is None:
-        found = community(folder, "runs").out
-        if re.search(r"\b[1-9]\d*/200", found):
-            process.kill()
-    assert (folder / "runs/tiny/ledger.db").is_file()
+    while "1/200" not in process.files[0].read_text():
+        assert process.wait(0.01) is None
+    process.kill()
+    process.wait()
 
 
 class TestCheckpoints:
-    @pytest.mark.parametrize("member", ["sam", "carl"])
-    def test_a_truncated_checkpoint(self, member: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+    def test_a_truncated_checkpoint(self, name: str, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path)
         stopped = Command(tmp_path, "run", recipe, "--rounds", "100")
-        while not list((tmp_path / "runs/tiny/checkpoints").glob("[!.]*")) or (
-            "1/100" not in community(tmp_path, "runs").out
-        ):
-            assert stopped.wait(0.05) is None
+        while "round 1/100" not in stopped.files[0].read_text():
+            assert stopped.wait(0.01) is None
         stopped.kill()
         stopped.wait()
-        for name in ("*.safetensors", "state.json"):
-            for path in (tmp_path / "runs/tiny/checkpoints").rglob(name):
-                path.write_bytes(path.read_bytes()[:-20])
+        for path in (tmp_path / "runs/tiny/checkpoints").rglob(name):
+            path.write_bytes(path.read_bytes()[:-20])
         line = community(tmp_path, "resume", "tiny").refused()
         assert "checkpoint" in line and str(tmp_path / "runs/tiny/checkpoints") in line
 
@@ -286,7 +283,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small disk, and not in every container")
     yield folder
@@ -313,7 +310,7 @@ class TestFullDisk:
         ballast.unlink()
 
     def test_what_was_recorded_is_safe(self, small_disk: Path, tmp_path: Path) -> None:
-        recipe = write_recipe(tmp_path, CROWD.replace("rounds = 2", "rounds = 40"))
+        recipe = write_recipe(tmp_path, CROWD.replace("rounds = 2", "rounds = 20"))
         ballast = self.fill(small_disk, 700_000)
         home = {"COMMUNITY_HOME": str(small_disk)}
         assert str(small_disk) in community(tmp_path, "run", recipe, **home).refused()

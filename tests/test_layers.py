@@ -32,9 +32,12 @@ LAYERS: list[set[str]] = [
         *("ledger", "database", "tables", "rows", "audit", "lineage"),
         *("config", "plugins", "models", "packaged"),
     },
-    {"round", "members", "pool", "school", "parts", "experts", "report", "export"},
-    {"run"},
-    {"cli", "dashboard", "doctor", "__main__"},
+    {
+        *("round", "members", "pool", "school", "parts", "experts"),
+        *("report", "figures", "findings", "plots", "export"),
+    },
+    {"run", "baselines", "study", "plan"},
+    {"cli", "engine", "progress", "dashboard", "doctor", "__main__"},
     {"bench"},
 ]
 
@@ -54,6 +57,10 @@ TESTED_WITH: dict[str, str] = {
     "rows": "ledger",
     "database": "ledger",
     "audit": "ledger",
+    "figures": "report",
+    "findings": "report",
+    "plots": "report",
+    "engine": "cli",
 }
 
 

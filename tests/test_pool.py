@@ -45,6 +45,11 @@ class Fragile(ScriptedAgent):
         self._die_once("learn", study.round)
         return learned
 """
+LIGHT = (
+    RECIPE.replace('name = "carl"\nuse = "transformer"\nmax_tokens = 4', 'name = "carl"')
+    .replace("shape = { width = 16, depth = 1, heads = 2 }\n", 'use = "scripted"\n')
+    .replace("[first]\nexamples = 64\nsteps = 8\n", "")
+)
 PHASES = ("propose 0", "propose 1", "judge", "learn")
 
 
@@ -77,10 +82,7 @@ def played(folder: Path, recipe: Recipe, name: str, how: How) -> str:
 def fragile(folder: Path) -> Recipe:
     """Two members that die once in every phase, beside a transformer."""
     (folder / "fragile.py").write_text(FRAGILE)
-    text = RECIPE.replace('name = "carl"\nuse = "transformer"\nmax_tokens = 4', 'name = "carl"')
-    text = text.replace("shape = { width = 16, depth = 1, heads = 2 }\n", 'use = "scripted"\n')
-    text = text.replace("[first]\nexamples = 64\nsteps = 8\n", "")
-    text = text.replace('use = "scripted"', 'use = "fragile.py:Fragile"')
+    text = LIGHT.replace('use = "scripted"', 'use = "fragile.py:Fragile"')
     return recipe_of(folder, text)
 
 
@@ -131,10 +133,11 @@ def _speak(server: socket.socket) -> None:
 
 @pytest.mark.usefixtures("one_ray", "cache")
 class TestRay:
+    @pytest.mark.parametrize("text", [LIGHT, pytest.param(RECIPE, marks=pytest.mark.slow)])
     def test_one_worker_two_workers_and_this_process_agree(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        recipe = recipe_of(tmp_path)
+        recipe = recipe_of(tmp_path, text)
         ways = {f"ray-{n}": How(pool="ray", workers=n) for n in (1, 2)}
         hashes = set()
         for name, how in {"local": How(pool="local"), **ways}.items():

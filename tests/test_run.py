@@ -1,0 +1,216 @@
+"""A run: the same whatever happens on the way to its end."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from command import CROWD, RECIPE, Command, community, hash_of, write_recipe
+
+from community.config import read
+from community.errors import CommunityError
+from community.ledger import Ledger
+from community.members import Silence
+from community.run import How, create, play, refuse_changes, reopen, undo
+
+LOCAL = How(pool="local")
+
+
+def made(folder: Path, text: str = CROWD, name: str = "tiny") -> Path:
+    """The folder of a run that was laid out and not played."""
+    run = folder / "runs" / name
+    create(read(Path(write_recipe(folder, text))), folder, run)
+    return run
+
+
+def killed_until_done(folder: Path, kills: int, lasts: float, seed: int, *options: str) -> None:
+    """Play `tiny`, killing it `kills` times at moments spread over a run of `lasts` seconds."""
+    rng = random.Random(seed)
+    done, left = None, kills
+    while done is None or left:
+        begun = (folder / "runs" / "tiny").exists()
+        given = ["resume", "tiny"] if begun else ["run", str(folder / "tiny.toml")]
+        process = Command(folder, *given, *options)
+        # short lives at first: a kill while a run is laid out or its experts are made counts too
+        done = process.wait(rng.uniform(0, lasts * 2 / max(1, left)) if left else None)
+        if done is None:
+            process.kill()
+            process.wait()
+        else:
+            assert done.code == 0, done.err
+            if left:  # it was faster than the kill: play the rest of the kills on a new run
+                assert hash_of(folder, "tiny") == hash_of(folder, "calm")
+                (folder / "runs" / "tiny").rename(folder / "runs" / f"done-{left}")
+        left = max(0, left - 1)
+
+
+def calm(folder: Path, *options: str) -> float:
+    """Play the recipe undisturbed as `calm`, with a cache of its own; seconds it took."""
+    start = time.monotonic()
+    recipe = write_recipe(folder, RECIPE)
+    cache = {"COMMUNITY_CACHE": str(folder / "calm-cache")}
+    assert community(folder, "run", recipe, "--name", "calm", *options, **cache).code == 0
+    return time.monotonic() - start
+
+
+class TestKills:
+    def test_three_kills_do_not_show(self, tmp_path: Path) -> None:
+        lasts = calm(tmp_path)
+        killed_until_done(tmp_path, 3, lasts, seed=1)
+        assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+        assert "sound" in community(tmp_path, "verify", "tiny").out
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(2))
+    def test_twenty_kills_do_not_show(self, seed: int, tmp_path: Path) -> None:
+        lasts = calm(tmp_path)
+        killed_until_done(tmp_path, 20, lasts, seed)
+        assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+        assert "sound" in community(tmp_path, "verify", "tiny").out
+
+    @pytest.mark.slow
+    def test_kills_on_ray_do_not_show_and_leave_no_process(self, tmp_path: Path) -> None:
+        lasts = calm(tmp_path, "--pool", "ray")
+        killed_until_done(tmp_path, 3, lasts, 4, "--pool", "ray")
+        assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+        patience = time.monotonic() + 60
+        while _started_in(tmp_path) and time.monotonic() < patience:
+            time.sleep(0.5)
+        assert not _started_in(tmp_path), "processes of a killed run are left"
+
+
+def _started_in(home: Path) -> list[int]:
+    """Processes that runs below this folder have started, Ray's own included."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"COMMUNITY_HOME={home}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+class Until(Silence):
+    """Ctrl-C at the n-th thing that a run says."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def phase(self, name: str, total: int) -> None:
+        self.n -= 1
+        if self.n == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("cache")
+class TestResuming:
+    def test_an_interrupt_before_any_phase_does_not_show(self, tmp_path: Path) -> None:
+        text = CROWD.replace("[tasks]", "[judging]\npairs = 2\n[tasks]\nvalidation = 4\n")
+        text = text.replace("[run]", "[run]\nturns = 1")
+        play(made(tmp_path, text, "calm"), LOCAL)
+        run = made(tmp_path, text)
+        interrupted = True
+        n = 0
+        while interrupted:
+            n += 1
+            try:
+                # how far each gets shrinks with n, so that every phase has its turn
+                play(run, How(pool="local", listener=Until(1 + n % 7)))
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = n < 40
+        play(run, LOCAL)
+        assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+
+    def test_a_round_without_its_learning_is_learned_from(self, tmp_path: Path) -> None:
+        play(made(tmp_path, name="calm"), LOCAL)
+        run = made(tmp_path)
+        heard: list[tuple[int, int]] = []
+
+        class Heard(Silence):
+            def phase(self, name: str, total: int) -> None:
+                if name == "learn" and not heard:
+                    raise KeyboardInterrupt
+
+            def round(self, n: int, of: int, level: int) -> None:
+                if between:
+                    heard.append((n, of))
+
+        between = False
+        with pytest.raises(KeyboardInterrupt):
+            play(run, How(pool="local", listener=Heard()))
+        with Ledger.open(run / "ledger.db", read_only=True) as ledger:
+            assert (ledger.last_round(), ledger.last_learning()) == (1, 0)
+        between = True
+        heard.append((0, 0))
+        play(run, How(pool="local", listener=Heard()))
+        assert heard[1:] == [(1, 2), (2, 2)]
+        assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+
+    def test_a_finished_run_stays_as_it_is(self, tmp_path: Path) -> None:
+        run = made(tmp_path)
+        assert play(run, LOCAL) == ""
+        before = (run / "ledger.db").read_bytes()
+        assert play(run, LOCAL) == ""
+        assert (run / "ledger.db").read_bytes() == before
+
+    def test_a_token_budget_ends_a_run_at_the_same_clean_point(self, tmp_path: Path) -> None:
+        whole = made(tmp_path, CROWD.replace("rounds = 2", "rounds = 4"), "whole")
+        play(whole, LOCAL)
+        with Ledger.open(whole / "ledger.db", read_only=True) as ledger:
+            tokens = sum(s.tokens for s in ledger.rounds()[:2])
+        text = CROWD.replace("rounds = 2", "rounds = 4") + f"[budget]\ntokens = {tokens}\n"
+        run = made(tmp_path, text)
+        for _ in range(2):  # the second time there is nothing to do
+            assert play(run, LOCAL).startswith("stopped after round 2 of 4: its budget of")
+        with Ledger.open(run / "ledger.db", read_only=True) as ledger:
+            assert ledger.last_learning() == 2
+
+    def test_a_budget_of_seconds_ends_a_run(self, tmp_path: Path) -> None:
+        run = made(tmp_path, CROWD + "[budget]\nseconds = 1e-6\n")
+        assert "0 of 2" not in play(run, LOCAL)
+        assert play(run, LOCAL).endswith("its budget of 1e-06 seconds is spent")
+
+
+class TestLayingOut:
+    def test_a_recipe_that_names_what_is_not_there_leaves_nothing(self, tmp_path: Path) -> None:
+        text = CROWD + '[topology]\nuse = "file"\npath = "no.json"\n'
+        with pytest.raises(CommunityError, match=r"no\.json"):
+            made(tmp_path, text)
+        assert not (tmp_path / "runs").exists()
+
+    def test_every_topology_of_a_schedule_is_looked_at(self, tmp_path: Path) -> None:
+        schedule = '[[topology]]\nuse = "ring"\n[[topology]]\nuse = "rong"\nfrom_round = 2\n'
+        with pytest.raises(CommunityError, match="rong"):
+            made(tmp_path, CROWD + schedule)
+
+    def test_what_a_killed_start_left_is_no_run_and_no_obstacle(self, tmp_path: Path) -> None:
+        part = tmp_path / "runs" / ".tiny.part"
+        part.mkdir(parents=True)
+        (part / "recipe.toml").write_text("half")
+        assert reopen(made(tmp_path))[1] == tmp_path.resolve()
+        assert not part.exists()
+
+    def test_a_start_is_taken_back_only_if_it_came_to_nothing(self, tmp_path: Path) -> None:
+        run = made(tmp_path)
+        undo(run)
+        assert not run.exists()
+        run = made(tmp_path)
+        play(run, LOCAL)
+        undo(run)
+        assert run.exists()
+
+    def test_changes_are_named_with_their_places(self, tmp_path: Path) -> None:
+        run = made(tmp_path)
+        changed = CROWD.replace("error = 0.3", "error = 0.4").replace("rounds = 2", "rounds = 3")
+        recipe = read(Path(write_recipe(tmp_path, changed)))
+        with pytest.raises(CommunityError, match=r"members\[0\].error was 0.3 and is 0.4; run.rou"):
+            refuse_changes(recipe, run)
+
+    def test_where_and_how_a_run_is_played_is_no_change(self, tmp_path: Path) -> None:
+        run = made(tmp_path)
+        other = CROWD.replace('"local"', '"ray"').replace("[run]", '[run]\nname = "x"\nworkers = 7')
+        refuse_changes(read(Path(write_recipe(tmp_path, other))), run)
