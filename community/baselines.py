@@ -14,6 +14,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from community.config import Recipe, parse
@@ -40,15 +41,35 @@ def play_baselines(folder: Path, how: How) -> None:
         place = folder / "baselines" / kind
         if not (place / "ledger.db").exists():
             create(alone(recipe, best, kind, base), base, place)
-    local = (how.pool or recipe.run.pool) == "local"
+    local = how.place(recipe) == "local"
     how.listener.phase("baselines", len(kinds))
+    quiet = Stoppable()
 
     def one(kind: str) -> None:
-        play(folder / "baselines" / kind, replace(how, listener=Silence()))
+        play(folder / "baselines" / kind, replace(how, listener=quiet))
         how.listener.done(kind, 0)
 
     with ThreadPoolExecutor(1 if local else how.workers or recipe.run.workers) as threads:
-        list(threads.map(one, kinds))
+        try:
+            list(threads.map(one, kinds))
+        except BaseException:  # Ctrl-C too: the others are not waited for to their end
+            quiet.stop.set()
+            raise
+
+
+class Stopped(Exception):
+    """Another baseline failed, or the user had enough."""
+
+
+class Stoppable(Silence):
+    """Says nothing, and ends a run before its next phase once `stop` is set."""
+
+    def __init__(self) -> None:
+        self.stop = Event()
+
+    def phase(self, name: str, total: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
 
 
 def best_at_start(ledger: Ledger) -> str:

@@ -120,8 +120,10 @@ class Command:
     """A running `community` command, in a process group of its own."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self.files = folder / f"{time.monotonic_ns()}.out", folder / f"{time.monotonic_ns()}.err"
-        self.files[0].touch()
+        stem = f"{time.monotonic_ns()}"
+        self.files = folder / f"{stem}.out", folder / f"{stem}.err"
+        for file in self.files:
+            file.touch()
         settings = {"COMMUNITY_HOME": str(folder), "COMMUNITY_CACHE": str(folder / "cache")}
         self.process: Any = SERVER.Process(
             target=_command, args=(list(arguments), settings | environment, *self.files)

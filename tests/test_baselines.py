@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import CROWD, write_recipe
 from small_rounds import make_ledger, make_round
 
 from community.arenas.splits import in_split
-from community.baselines import alone, best_at_start
-from community.config import Recipe, parse
+from community.baselines import alone, best_at_start, play_baselines
+from community.config import Recipe, parse, read
+from community.ledger import Ledger
+from community.members import Silence
 from community.parts import specs_of
+from community.run import How, create, play
 from community.types import Idea, Task
 
 HERE = Path(__file__).parent
@@ -117,3 +121,68 @@ def test_the_best_at_the_start_agrees_most_with_itself(tmp_path: Path) -> None:
     with make_ledger(tmp_path / "ledger.db", rounds=0) as ledger:
         ledger.record(replace(round_, ideas=tuple(ideas), verdicts=(), lessons=(), ranking=ranking))
         assert best_at_start(ledger) == "bob"
+
+
+# -- played for real -----------------------------------------------------------------------
+
+PLAYED = (
+    CROWD.replace("count = 3", "samples = 3").replace("rounds = 2", "rounds = 8")
+    + """
+[[members]]
+name = "sue"
+use = "scripted"
+error = 0.05
+samples = 3
+
+[topology]
+use = "ring"
+
+[baselines]
+run = ["self-consistency", "no-filter", "majority"]
+"""
+)
+SOLOS = ("self-consistency", "no-filter", "majority")
+
+
+@pytest.fixture
+def run(tmp_path: Path, cache: Path) -> Path:
+    """A played run, its baselines to come."""
+    folder = tmp_path / "runs" / "tiny"
+    create(read(Path(write_recipe(tmp_path, PLAYED))), tmp_path, folder)
+    play(folder, How(pool="local"))
+    return folder
+
+
+def hashes(run: Path) -> dict[str, str]:
+    found = {}
+    for kind in SOLOS:
+        with Ledger.open(run / "baselines" / kind / "ledger.db", read_only=True) as ledger:
+            found[kind] = ledger.content_hash()
+    return found
+
+
+def test_each_is_a_run_of_its_own(run: Path) -> None:
+    play_baselines(run, How(pool="local"))
+    for kind in SOLOS:
+        with Ledger.open(run / "baselines" / kind / "ledger.db", read_only=True) as ledger:
+            assert list(ledger.members()) == ["sue"]
+            assert ledger.last_learning() == (0 if kind == "majority" else 8)
+            assert ledger.verify() == []
+
+
+def test_stopped_ones_go_on_to_the_same_end(run: Path) -> None:
+    play_baselines(run, How(pool="local"))
+    calm = hashes(run)
+    (run / "baselines").rename(run / "calm")
+
+    class Interrupt(Silence):
+        def done(self, member: str, tokens: int) -> None:
+            raise KeyboardInterrupt  # when the first baseline is done
+
+    with pytest.raises(KeyboardInterrupt):
+        play_baselines(run, How(pool="local", listener=Interrupt()))
+    with Ledger.open(run / "baselines" / SOLOS[2] / "ledger.db", read_only=True) as ledger:
+        assert ledger.last_learning() < 0
+    for _ in range(2):  # the second time there is nothing to do
+        play_baselines(run, How(pool="local"))
+        assert hashes(run) == calm

@@ -25,31 +25,33 @@ def made(folder: Path, text: str = CROWD, name: str = "tiny") -> Path:
     return run
 
 
-def killed_until_done(folder: Path, kills: int, lasts: float, seed: int, *options: str) -> None:
-    """Play `tiny`, killing it `kills` times at moments spread over a run of `lasts` seconds."""
+def killed(folder: Path, kills: int, longest: float, seed: int, *options: str) -> None:
+    """Play `tiny` to its end, killed `kills` times within `longest` seconds of a start."""
     rng = random.Random(seed)
-    done, left = None, kills
-    while done is None or left:
-        begun = (folder / "runs" / "tiny").exists()
-        given = ["resume", "tiny"] if begun else ["run", str(folder / "tiny.toml")]
-        process = Command(folder, *given, *options)
-        # short lives at first: a kill while a run is laid out or its experts are made counts too
-        done = process.wait(rng.uniform(0, lasts * 2 / max(1, left)) if left else None)
-        if done is None:
+
+    def start() -> Command:
+        if (folder / "runs" / "tiny").exists():
+            return Command(folder, "resume", "tiny", *options)
+        return Command(folder, "run", str(folder / "tiny.toml"), *options)
+
+    for left in range(kills, 0, -1):
+        process = start()
+        if done := process.wait(rng.uniform(0, longest)):  # faster than the kill: begin anew
+            assert done.code == 0, done.err
+            assert hash_of(folder, "tiny") == hash_of(folder, "calm")
+            (folder / "runs" / "tiny").rename(folder / "runs" / f"done-{left}")
+        else:
             process.kill()
             process.wait()
-        else:
-            assert done.code == 0, done.err
-            if left:  # it was faster than the kill: play the rest of the kills on a new run
-                assert hash_of(folder, "tiny") == hash_of(folder, "calm")
-                (folder / "runs" / "tiny").rename(folder / "runs" / f"done-{left}")
-        left = max(0, left - 1)
+    done = start().wait()
+    assert done is not None and done.code == 0, done
 
 
-def calm(folder: Path, *options: str) -> float:
+def calm(folder: Path, rounds: int, *options: str) -> float:
     """Play the recipe undisturbed as `calm`, with a cache of its own; seconds it took."""
+    recipe = write_recipe(folder, RECIPE.replace("rounds = 3", f"rounds = {rounds}"))
+    community(folder, "runs")  # starts what processes are forked from, which takes a while
     start = time.monotonic()
-    recipe = write_recipe(folder, RECIPE)
     cache = {"COMMUNITY_CACHE": str(folder / "calm-cache")}
     assert community(folder, "run", recipe, "--name", "calm", *options, **cache).code == 0
     return time.monotonic() - start
@@ -57,23 +59,21 @@ def calm(folder: Path, *options: str) -> float:
 
 class TestKills:
     def test_three_kills_do_not_show(self, tmp_path: Path) -> None:
-        lasts = calm(tmp_path)
-        killed_until_done(tmp_path, 3, lasts, seed=1)
+        killed(tmp_path, 3, calm(tmp_path, rounds=3) / 2, seed=1)
         assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
         assert "sound" in community(tmp_path, "verify", "tiny").out
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(2))
     def test_twenty_kills_do_not_show(self, seed: int, tmp_path: Path) -> None:
-        lasts = calm(tmp_path)
-        killed_until_done(tmp_path, 20, lasts, seed)
+        killed(tmp_path, 20, calm(tmp_path, rounds=20) / 6, seed)
         assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
         assert "sound" in community(tmp_path, "verify", "tiny").out
 
     @pytest.mark.slow
     def test_kills_on_ray_do_not_show_and_leave_no_process(self, tmp_path: Path) -> None:
-        lasts = calm(tmp_path, "--pool", "ray")
-        killed_until_done(tmp_path, 3, lasts, 4, "--pool", "ray")
+        lasts = calm(tmp_path, 3, "--pool", "ray")
+        killed(tmp_path, 3, lasts, 4, "--pool", "ray")
         assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
         patience = time.monotonic() + 60
         while _started_in(tmp_path) and time.monotonic() < patience:
