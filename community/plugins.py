@@ -59,10 +59,11 @@ def load(kind: Kind, name: str, base: Path | None = None) -> Callable[..., Any]:
         return _named(kind, name, _from_file((base or Path()) / Path(where).expanduser()))
     if where:
         return _named(kind, name, _from_module(where))
-    ours, theirs = _ours(kind), _theirs(kind)
+    ours = _ours(kind)
     if attribute in ours:
         found = ours[attribute]
         return _named(kind, f"{found.module}:{found.attribute}", _from_module(found.module))
+    theirs = _theirs(kind)
     if attribute in theirs:
         point = theirs[attribute]
         return _named(kind, point.value, _from_module(point.module))
@@ -100,7 +101,6 @@ def _first_comment(path: Path) -> str:
     return first.lstrip("# ").rstrip() if first.startswith("#") else ""
 
 
-@cache
 def _theirs(kind: Kind) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"community.{PLURAL[kind]}")}
 

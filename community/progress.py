@@ -33,11 +33,13 @@ class Display:
         self._tokens = 0
 
     def __enter__(self) -> Display:
-        self._bars.start()
+        if self.console.is_terminal:  # elsewhere Rich would leave an empty line
+            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self.console.is_terminal:
+            self._bars.stop()
 
     def round(self, n: int, of: int, level: int) -> None:
         self._n, self._of = n, of

@@ -12,6 +12,7 @@ import pytest
 import ray
 from command import RECIPE, hash_of
 
+from community import pool as pool_module
 from community.config import Recipe, read
 from community.errors import CommunityError
 from community.pool import Failure, LocalPool, RayPool, Spec, isolate
@@ -173,6 +174,9 @@ class TestRay:
         with pytest.raises(CommunityError, match="error"):
             pool.call("save", {"sam": ()})
         pool.close()
+
+    def test_a_ray_that_answers_is_taken_for_one(self) -> None:
+        pool_module._probe(ray.get_runtime_context().gcs_address)
 
     def test_members_that_find_no_room_are_refused(self, tmp_path: Path) -> None:
         many = Spec("a", "scripted", 1, {}, ".", "arithmetic", cpus=1000)
