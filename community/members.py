@@ -91,15 +91,15 @@ class Members:
     def revise(
         self, n: int, turn: int, teams: Teams, ideas: Sequence[Idea], graph: nx.DiGraph[str]
     ) -> list[Idea]:
-        """One new idea a member and task, after reading the last ideas of its neighbours."""
-        last = {(i.task, i.author): i for i in ideas if i.turn < turn and i.answer}
+        """New ideas of each member on its tasks, after reading what its neighbours say now."""
+        last = opinions([i for i in ideas if i.turn < turn])
         work: dict[str, list[Request]] = {}
         for name, tasks in teams.items():
             sources = [name, *neighbours(graph, name)]
             for task in tasks:
                 read = tuple(last[task.id, s] for s in sources if (task.id, s) in last)
                 if read and any(idea.author != name for idea in read):
-                    request = self._request(n, turn, name, task, read, 1, "revise")
+                    request = self._request(n, turn, name, task, read, None, "revise")
                     work.setdefault(name, []).append(request)
         return self._ideas(f"revise {turn}", work)
 
@@ -201,6 +201,21 @@ class Members:
             self.listener.done(name, _tokens(result))
 
         return self.pool.call(method, work, done)
+
+
+def opinions(ideas: Sequence[Idea]) -> dict[tuple[str, str], Idea]:
+    """(task, author) -> the idea of its latest turn with the answer that it gave most often."""
+    said: dict[tuple[str, str], list[Idea]] = {}
+    for idea in sorted(ideas, key=lambda i: (i.turn, i.sample)):
+        if idea.answer:
+            mine = said.setdefault((idea.task, idea.author), [])
+            if mine and mine[0].turn < idea.turn:
+                mine.clear()
+            mine.append(idea)
+    return {
+        place: max(mine, key=lambda i: [j.answer for j in mine].count(i.answer))
+        for place, mine in said.items()
+    }
 
 
 def _tokens(result: Any) -> int:

@@ -149,7 +149,7 @@ def _entries(
         if i < 0:
             return idea.task, 1, idea.id
         key = standing[i], -strength[i], -confidence[i], -len(supporters[i]), lead[i]
-        return idea.task, 0, *key, idea.id
+        return idea.task, 0, *key, idea.tokens, idea.id  # of one answer the shortest text first
 
     entries: list[Ranked] = []
     for idea in sorted(ideas, key=order):

@@ -65,7 +65,7 @@ def chunks(items: Iterable[Any], size: int = 1000) -> Iterator[list[Any]]:
 
 def mapping_of(conn: Connection, query: Select[Any]) -> dict[Any, Any]:
     """First column -> second column."""
-    return dict(conn.execute(query).all())  # type: ignore[arg-type]  # rows are tuples
+    return dict(conn.execute(query).all())
 
 
 def rows_of(conn: Connection, table: Table, ids: Iterable[str]) -> dict[str, int]:

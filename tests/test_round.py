@@ -63,7 +63,7 @@ def test_a_round_is_complete_and_coherent(tmp_path: Path) -> None:
     ideas = {idea.id: idea for idea in found.ideas}
     assert found.n == 2 and found.tasks == tuple(TASKS) and found.seconds > 0
     assert len([i for i in found.ideas if i.turn == 0]) == len(TASKS) * len(NAMES) * 2
-    assert len([i for i in found.ideas if i.turn == 1]) == len(TASKS) * len(NAMES)
+    assert len([i for i in found.ideas if i.turn == 1]) == len(TASKS) * len(NAMES) * 2
     assert {v.judge for v in found.verdicts} == {*NAMES, WORLD}
     assert {v.idea for v in found.verdicts if v.judge == WORLD} == set(ideas)
     assert all(v.other in ideas for v in found.verdicts if v.judge != WORLD)

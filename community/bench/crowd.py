@@ -20,11 +20,11 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from community import parts
 from community.config import Recipe, parse, read
 from community.ledger import Ledger
 from community.plugins import recipe as recipe_path
 from community.pool import LocalPool
+from community.ranking import rank
 from community.run import How, create, play
 
 SIZES = (10, 50, 200, 1000, 2000)
@@ -57,7 +57,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
 
     with (
         patch.object(LocalPool, "call", watch("pool", LocalPool.call)),
-        patch.object(parts, "rank", watch("ranking", parts.rank)),
+        patch("community.parts.rank", watch("ranking", rank)),
         patch.object(Ledger, "record", watch("ledger", Ledger.record)),
         patch.object(Ledger, "learned", watch("ledger", Ledger.learned)),
     ):
