@@ -18,7 +18,6 @@ from transformers import (
 
 from community.config import Section
 from community.errors import CommunityError
-from community.models import find_model
 
 if find_spec("peft"):
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -32,18 +31,17 @@ class Adapter(Section):
     targets: str | tuple[str, ...] = "all-linear"
 
 
-def pretrained(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A hub id, local folder, GGUF file or packaged model, in bfloat16 on CPU.
+def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder that `find_model` gave, in bfloat16.
 
-    Raises CommunityError where there is no such model.
+    Raises CommunityError if it cannot be loaded.
     """
-    folder = find_model(spec)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise CommunityError(f"cannot load the model {spec!r}: {first}") from error
+        raise CommunityError(f"cannot load the model in {folder}: {first}") from error
     return model, tokenizer
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
 from community.config import Section
 from community.errors import CommunityError
+from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
 
 # A bar for every file written would tear the run's own display apart.
@@ -91,6 +92,16 @@ class TransformerAgent:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(self.model, self.device)
         self.checkpoint = ""
+
+    @staticmethod
+    def prepare(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
+        """The options with `model` found, paths being relative to `base`, the recipe's folder.
+
+        Called once before any member is made: it may download or convert. Raises
+        CommunityError if there is no such model.
+        """
+        model = options.get("model")
+        return {**options, "model": find_model(model, base)} if model else dict(options)
 
     # -- answering ---------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ def specs_of(recipe: Recipe, base: Path) -> list[Spec]:
     for name, table in recipe.roster():
         make = load("agent", table.use, base)
         options = check_options(make, table.options, f"members.{name}", FILLED_IN)
+        prepare = getattr(make, "prepare", None)
+        options = prepare(options, base) if prepare else options
         specs.append(
             Spec(
                 name=name,
