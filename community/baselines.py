@@ -19,10 +19,11 @@ from typing import Any
 
 from community.config import Recipe, parse
 from community.errors import CommunityError
+from community.folder import create, reopen
 from community.ledger import Ledger
 from community.members import Silence
 from community.parts import arena_of
-from community.run import How, create, play, reopen
+from community.run import How, play
 from community.types import Idea, seed_of
 
 

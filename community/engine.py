@@ -1,13 +1,14 @@
 """Everything heavy that the command line calls, so that `--help` need not wait for torch."""
 
 from community.baselines import play_baselines
+from community.folder import create, reopen, undo
 from community.lineage import as_dict, lineage
 from community.lineage import render as render_lineage
 from community.packaged import fetch
 from community.plan import plan
 from community.progress import Display
 from community.report import figures, render, write
-from community.run import How, create, play, reopen, undo
+from community.run import How, play
 from community.study import render as render_study
 from community.study import study
 

@@ -10,8 +10,9 @@ from statistics import fmean, stdev
 from rich.table import Table
 
 from community.config import Recipe
+from community.folder import create, refuse_changes
 from community.ledger import Ledger
-from community.run import How, create, play, refuse_changes
+from community.run import How, play
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from small_rounds import make_ledger, make_round
 from community.arenas.splits import in_split
 from community.baselines import alone, best_at_start, play_baselines
 from community.config import Recipe, parse, read
+from community.folder import create
 from community.ledger import Ledger
 from community.members import Silence
 from community.parts import specs_of
-from community.run import How, create, play
+from community.run import How, play
 from community.types import Idea, Task
 
 HERE = Path(__file__).parent

@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
         *("config", "plugins", "models", "packaged"),
     },
     {
-        *("round", "members", "pool", "school", "parts", "experts"),
+        *("round", "members", "pool", "school", "parts", "experts", "folder"),
         *("report", "figures", "findings", "plots", "export"),
     },
     {"run", "baselines", "study", "plan"},
@@ -61,6 +61,7 @@ TESTED_WITH: dict[str, str] = {
     "findings": "report",
     "plots": "report",
     "engine": "cli",
+    "folder": "run",
 }
 
 

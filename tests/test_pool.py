@@ -15,8 +15,9 @@ from command import RECIPE, hash_of
 from community import pool as pool_module
 from community.config import Recipe, read
 from community.errors import CommunityError
+from community.folder import create
 from community.pool import Failure, LocalPool, RayPool, Spec, isolate
-from community.run import How, create, play
+from community.run import How, play
 from community.types import Study
 
 FRAGILE = """

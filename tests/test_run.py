@@ -11,9 +11,10 @@ from command import CROWD, RECIPE, Command, community, hash_of, write_recipe
 
 from community.config import read
 from community.errors import CommunityError
+from community.folder import create, refuse_changes, reopen, undo
 from community.ledger import Ledger
 from community.members import Silence
-from community.run import How, create, play, refuse_changes, reopen, undo
+from community.run import How, play
 
 LOCAL = How(pool="local")
 

@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from community.config import Recipe, parse, read
+from community.folder import create
 from community.ledger import Ledger
 from community.plugins import recipe as recipe_path
 from community.pool import LocalPool
 from community.ranking import rank
-from community.run import How, create, play
+from community.run import How, play
 
 SIZES = (10, 50, 200, 1000, 2000)
 ROUNDS = 2
