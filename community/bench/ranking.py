@@ -130,6 +130,7 @@ def coverage(trial: Trial, method: str = "bradley-terry") -> float:
 
 
 JUDGES = {
+    "comparisons without judges": [1.0],
     "50 judges like choix's model": np.ones(50),
     "50 judges, reliability .2 to 1": np.linspace(0.2, 1, 50),
     "50 judges, 15 of them hostile": np.r_[np.ones(35), -np.ones(15)],
@@ -156,7 +157,7 @@ def main() -> None:
     console = Console()
     trials = {name: simulate(1000, 50_000, list(r)) for name, r in JUDGES.items()}
     console.print(check(trials))
-    for name, trial in list(trials.items())[:2]:
+    for name, trial in list(trials.items())[:3]:
         table = Table(name, "seconds", "tau")
         for method, seconds, tau in against_others(trial, slow=True):
             table.add_row(method, f"{seconds:.2f}", f"{tau:.4f}")
