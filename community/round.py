@@ -67,12 +67,11 @@ def play_round(
     router: Delegator,
     arena: Arena | None,
     rules: Rules,
-    rankers: Sequence[Callable[[Sequence[Task], Sequence[Idea]], list[Verdict]]] = (),
 ) -> Round:
     """Attempt, read, judge, rank, teach. `arena` is None where the world stays silent."""
     start = monotonic()
     teams = router.delegate(tasks, n)
-    ideas, verdicts, ranking = deliberate(n, tasks, teams, members, graph, arena, rules, rankers)
+    ideas, verdicts, ranking = deliberate(n, tasks, teams, members, graph, arena, rules)
     router.observe(tasks, ideas, ranking)
     lessons = router.teach(n, tasks, ideas, ranking)
     edges = tuple((str(reader), str(author)) for reader, author in graph.edges) * bool(rules.turns)
@@ -90,15 +89,12 @@ def deliberate(
     graph: nx.DiGraph[str],
     arena: Arena | None,
     rules: Rules,
-    rankers: Sequence[Callable[[Sequence[Task], Sequence[Idea]], list[Verdict]]] = (),
 ) -> tuple[list[Idea], list[Verdict], Ranking]:
     """The community's opinion on tasks: ideas, verdicts on them, and their order."""
     ideas = members.propose(n, teams)
     for turn in range(1, rules.turns + 1):
         ideas += members.revise(n, turn, teams, ideas, graph)
     verdicts = members.judge(ballots(n, tasks, ideas, list(teams), rules))
-    for ranker in rankers:
-        verdicts += ranker(tasks, ideas)
     if arena is not None:
         verdicts += ask_world(n, tasks, ideas, arena)
     trust = consistency(ideas) | dict(rules.trust)
