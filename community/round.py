@@ -132,17 +132,19 @@ def ask_world(n: int, tasks: Sequence[Task], ideas: Sequence[Idea], arena: Arena
 
 
 def consistency(ideas: Sequence[Idea]) -> dict[str, float]:
-    """Member -> share of its tasks on which all its first samples agree.
+    """Member -> how often two of its first samples of a task agree, averaged over its tasks.
 
     Equivalent phrasings of a task (a+b and b+a) must have one answer, so this measures a
-    member without a reference. Members with one sample a task are left out.
+    member without a reference. No answer agrees with nothing; members with one sample a task
+    are left out.
     """
     answers: dict[tuple[str, str], list[str]] = {}
     for idea in ideas:
         if idea.turn == 0:
             answers.setdefault((idea.author, idea.task), []).append(idea.answer)
-    agreed: dict[str, list[bool]] = {}
+    agreed: dict[str, list[float]] = {}
     for (author, _), given in answers.items():
-        if len(given) > 1:
-            agreed.setdefault(author, []).append(bool(given[0]) and len(set(given)) == 1)
+        if (n := len(given)) > 1:
+            pairs = sum(given.count(answer) - 1 for answer in given if answer)
+            agreed.setdefault(author, []).append(pairs / (n * (n - 1)))
     return {author: sum(same) / len(same) for author, same in sorted(agreed.items())}
