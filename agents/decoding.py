@@ -163,7 +163,12 @@ def choose(logits: Tensor, decoding: Decoding, draw: Tensor) -> Tensor:
     """One token a row. logits (B, V), draw (B,) uniform in [0, 1) -> (B,)."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
-    ordered, index = (logits / decoding.temperature).softmax(-1).sort(-1, descending=True)
+    chances = (logits / decoding.temperature).softmax(-1)
+    if decoding.top_p >= 1:  # nothing is cut off, so nothing need be sorted
+        edges = chances.double().cumsum(-1)
+        place = torch.searchsorted(edges, (draw.double() * edges[:, -1])[:, None], right=True)
+        return place.clamp(max=logits.shape[-1] - 1)[:, 0]
+    ordered, index = chances.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     kept = torch.where(before < decoding.top_p, ordered, 0.0).double()
     edges = kept.cumsum(-1)

@@ -291,11 +291,12 @@ def test_majority_counts_authors_and_self_consistency_counts_samples() -> None:
     assert samples.winners()["t"].idea in {i.id for i in ideas[:3]}
 
 
-def test_a_revised_answer_replaces_the_earlier_vote() -> None:
+def test_who_changed_its_mind_divides_its_vote() -> None:
     first = [idea("m0", "x"), idea("m1", "x"), idea("m2", "y")]
     ideas = [*first, idea("m0", "y", turn=1), replace(idea("m1", "", turn=1), failure="broke")]
     ranking = rank(ideas, [], "majority")
-    assert entry(ranking, first[2]).confidence == 0.667
+    assert entry(ranking, first[2]).confidence == 0.5  # m2 and half of m0
+    assert entry(ranking, first[0]).confidence == 0.5  # m1, whose revision failed, and half of m0
     assert entry(ranking, first[0]).supporters == 2  # who gave it, then or now
 
 
