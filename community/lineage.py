@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
-from sqlalchemy import Connection, RowMapping, Select, and_, case, func, select
+from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select
 
 from community.ledger import Ledger
 from community.tables import checkpoints, ideas, lessons, parents, rankings, tasks, taught, verdicts
@@ -110,13 +110,22 @@ def _idea_node(conn: Connection, row: int) -> Node:
 
 
 def _verdicts(conn: Connection, row: int) -> list[dict[str, Any]]:
-    """Who judged the idea and how; of a pair, the score is the share in the idea's favour."""
+    """Who judged the idea and how; of a pair, the score is the share in the idea's favour.
+
+    Peers compare one idea for all that give its answer, so pairs with any of these count.
+    """
     found = []
+    this, alike = ideas.alias(), ideas.alias()
+    same = and_(alike.c.task == this.c.task, alike.c.round == this.c.round)
+    said = or_(alike.c.row == row, and_(alike.c.answer == this.c.answer, this.c.answer != ""))
+    pair = verdicts.c.other.is_not(None)
+    rows = select(alike.c.row).join(this, same).where(this.c.row == row, said)
     for own, rival in (("idea", "other"), ("other", "idea")):
+        against_others = and_(verdicts.c[own].in_(rows), verdicts.c[rival].not_in(rows))
         query = (
             select(verdicts.c.judge, verdicts.c.score, verdicts.c.confidence, ideas.c.id)
             .outerjoin(ideas, verdicts.c[rival] == ideas.c.row)
-            .where(verdicts.c[own] == row)
+            .where(or_(verdicts.c[own] == row, and_(pair, against_others)))
             .order_by(verdicts.c.row)
         )
         for judge, score, confidence, against in conn.execute(query):
