@@ -6,13 +6,15 @@ alone, so an answer does not depend on how many workers there are.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from community.agents.codec import Codec
 from community.types import Decoding
@@ -99,14 +101,16 @@ def _generate(
 ) -> list[Generated]:
     count = len(batch.places)
     draws = _draws(seeds, decoding).to(model.device)  # (R, max_tokens)
+    cache = DynamicCache(config=model.config)
+    remember: dict[str, Any] = {_cache_word(model): cache, "use_cache": True}
     step = model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=_ones(batch),
         logits_to_keep=1,
-        use_cache=True,
+        **remember,
     )
-    cache, logits = step.past_key_values, step.logits[:, -1]
+    logits = step.logits[:, -1]
     where = None if batch.positions is None else batch.positions[batch.copies, -1:]
     mask = None if batch.mask is None else batch.mask[batch.copies]
     if len(batch.tokens) < count:  # prompts were read once, however many samples they have
@@ -118,7 +122,7 @@ def _generate(
     for i in range(decoding.max_tokens):
         logits = logits.float()  # (R, V)
         chosen = choose(logits, decoding, draws[:, i])
-        chosen = torch.where(done, codec.pad, chosen)
+        chosen = torch.where(done, codec.end, chosen)
         picked = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         total += torch.where(done, 0.0, picked.double())
         tokens.append(chosen)
@@ -133,14 +137,19 @@ def _generate(
             input_ids=chosen[:, None],
             position_ids=where,
             attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
+            **remember,
         )
         logits = step.logits[:, -1]
     return [
         Generated(_until(row, codec.end), round(float(logprob), 6))
         for row, logprob in zip(torch.stack(tokens, 1).tolist(), total.tolist(), strict=True)
     ]
+
+
+def _cache_word(model: PreTrainedModel) -> str:
+    """What the model calls its cache: `cache` from transformers 5.24 on, for most models."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _ones(batch: Batch) -> Tensor:

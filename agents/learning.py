@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from community.agents.codec import Codec
+from community.agents.muon import Muon
 from community.config import Section
 from community.types import Learned, Lesson, Study
 
@@ -130,7 +131,7 @@ def _optimizers(
         optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay))
     if hidden:
         rate = settings.muon * factor
-        optimizers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=rate, weight_decay=decay))
     return optimizers
 
 

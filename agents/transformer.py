@@ -258,6 +258,8 @@ def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
         # nothing here: examples are drawn anew all the time.
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), 0.0),
     }
+    if shape.family == "gpt2":
+        wanted["activation_function"] = "gelu_pytorch_tanh"  # the default in one operation
     wanted["n_inner" if shape.family == "gpt2" else "intermediate_size"] = hidden
     try:
         config = AutoConfig.for_model(shape.family, **wanted)
