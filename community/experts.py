@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from community import __version__
+from community.cache import cache
 from community.config import Member, Recipe
 from community.members import Members
-from community.packaged import cache
 from community.pool import Spec
 from community.school import first_lessons
 from community.types import Arena, Learned, Study, content_hash, seed_of

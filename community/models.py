@@ -16,8 +16,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from community.cache import cache
 from community.errors import CommunityError
-from community.packaged import PACKAGED, cache, weights
+from community.packaged import PACKAGED, weights
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 

@@ -7,7 +7,6 @@ one into the cache, and a plain `pip install --no-deps` is found as well.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from community.cache import cache
 from community.errors import CommunityError, unknown
 
 
@@ -38,11 +38,6 @@ PACKAGED = {
         line="SmolLM2-135M-Instruct, 4-bit, 94 MB, Apache-2.0",
     ),
 }
-
-
-def cache() -> Path:
-    """Where downloads and conversions are kept: COMMUNITY_CACHE or ~/.cache/community."""
-    return Path(os.environ.get("COMMUNITY_CACHE") or "~/.cache/community").expanduser()
 
 
 def weights(name: str) -> Path | None:

@@ -26,7 +26,7 @@ MODULES = {
 }
 
 LAYERS: list[set[str]] = [
-    {"kernels", "types", "errors"},
+    {"kernels", "types", "errors", "cache"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
         *("ledger", "database", "tables", "rows", "audit", "lineage"),
@@ -61,6 +61,7 @@ TESTED_WITH: dict[str, str] = {
     "findings": "report",
     "plots": "report",
     "engine": "cli",
+    "cache": "packaged",
     "folder": "run",
 }
 

@@ -1,0 +1,196 @@
+"""Sources of kernels -> functions to call: C by the machine's compiler, the same by OpenCL.
+
+A build is kept in the cache under the hash of everything it depends on (sources, flags,
+compiler, processor), written beside its final place and renamed, so that ten workers may
+build at once and none ever sees half a library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache as cache_calls
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from community.cache import cache
+
+SOURCES = Path(__file__).resolve().parent
+COMPILERS = ("gcc", "clang", "cc")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+Argument = Tensor | int | float | None
+
+
+class BuildError(RuntimeError):
+    """No compiler, or one that fails. Says what it said."""
+
+
+class Program(Protocol):
+    """The kernels of one source."""
+
+    def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
+        """Run a kernel. Tensors are contiguous CPU memory and pass as pointers, None as a null
+        pointer, int as a C int, float as a C float; `items` comes last (see items.h)."""
+        ...
+
+
+class CProgram:
+    """Kernels compiled to machine code. Raises BuildError."""
+
+    def __init__(self, name: str, flags: tuple[str, ...] = ()) -> None:
+        self.path = compiled(name, flags)
+        self.library = ctypes.CDLL(str(self.path))
+
+    def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
+        getattr(self.library, kernel)(*map(_c_argument, arguments), ctypes.c_int(items))
+
+
+@cache_calls
+def program(name: str, backend: str) -> Program:
+    """The kernels of `name`.c by backend "c" or "opencl". Raises BuildError."""
+    if backend == "opencl":
+        if find_spec("pyopencl") is None:
+            raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
+        made: Program = import_module("community.kernels.opencl").ClProgram(name)
+        return made
+    return CProgram(name)
+
+
+def _c_argument(value: Argument) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p()
+    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_float(value)
+
+
+# -- compiling -------------------------------------------------------------------------
+
+
+def compiler() -> str | None:
+    """The C compiler's path: $CC, or the first of gcc, clang and cc; None without any."""
+    wanted = (os.environ["CC"],) if os.environ.get("CC") else COMPILERS
+    return next(filter(None, map(shutil.which, wanted)), None)
+
+
+def compiled(name: str, flags: tuple[str, ...] = ()) -> Path:
+    """The shared library of `name`.c, from the cache if it was built before.
+
+    Raises BuildError. An unwritable cache costs one warning and a build a process.
+    """
+    command = compiler()
+    if command is None:
+        raise BuildError("no C compiler (gcc, clang or cc) is on the path")
+    flags = (*FLAGS, *_machine_flags(), *flags)
+    target = f"{name}-{_key(name, command, flags)}.so"
+    shelf = cache() / "kernels"
+    if (shelf / target).exists():
+        return shelf / target
+    try:
+        shelf.mkdir(parents=True, exist_ok=True)
+        with _alone(shelf / f"{target}.lock"):
+            if not (shelf / target).exists():
+                _compile(command, flags, name, shelf / target)
+        return shelf / target
+    except OSError as error:
+        warn_once(f"kernels are built anew in every process: {shelf} cannot be written ({error})")
+        return _compile(command, flags, name, Path(_own_folder()) / target)
+
+
+def _compile(command: str, flags: tuple[str, ...], name: str, target: Path) -> Path:
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    source = SOURCES / f"{name}.c"
+    call = [command, *flags, f"-I{SOURCES}", str(source), "-o", str(part), "-lm"]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command} does not run: {error}") from error
+    if done.returncode:
+        part.unlink(missing_ok=True)
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        raise BuildError(f"{command} does not compile {source.name}: {said}")
+    part.replace(target)
+    return target
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One builder at a time where the system has file locks; elsewhere several do the same work."""
+    if find_spec("fcntl") is None:
+        yield
+        return
+    fcntl = import_module("fcntl")
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@lru_cache(maxsize=1)
+def _own_folder() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="community-kernels-")
+    _KEEP.append(folder)
+    return folder.name
+
+
+_KEEP: list[Any] = []  # removed when the process ends
+
+
+@lru_cache(maxsize=1)
+def lanes() -> int:
+    """Floats in a vector: 16 where the processor has AVX-512, else 8."""
+    return 16 if "avx512f" in _processor() else 8
+
+
+def _machine_flags() -> tuple[str, ...]:
+    width = ("-mprefer-vector-width=512",) if lanes() == 16 else ()
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    return (native, *width, f"-DLANES={lanes()}")
+
+
+def _key(name: str, command: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((flags, _version(command), _processor())).encode())
+    for path in [SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache_calls
+def _version(command: str) -> str:
+    try:
+        done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command} does not run: {error}") from error
+    return command + done.stdout
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """What the processor can do, as one line: a library made for another may not run here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return (
+            f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+        )
+    wanted = ("flags", "features", "model name")
+    return next((x for x in lines if x.lower().startswith(wanted[:2])), platform.machine())
+
+
+@cache_calls
+def warn_once(text: str) -> None:
+    """The same warning only once a process."""
+    warnings.warn(text, RuntimeWarning, stacklevel=2)

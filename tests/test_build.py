@@ -1,0 +1,119 @@
+"""Building kernels: the cache, many builders at once, and whatever may be missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from community.errors import CommunityError
+from community.kernels import backend as chosen
+from community.kernels import build
+
+SCALE = """
+import torch
+from community.kernels.build import program
+x, y = torch.arange(5.0), torch.zeros(5)
+program("probe", "c")("scale", x, y, 2.0, items=5)
+assert y.tolist() == [0, 2, 4, 6, 8]
+"""
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Every test chooses anew."""
+    caches = (build.program, build.warn_once, build._version, chosen.backend)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def scale(backend: str) -> list[float]:
+    x, y = torch.arange(20.0), torch.zeros(20)
+    build.program("probe", backend)("scale", x, y, 0.5, items=20)
+    return y.tolist()
+
+
+@needs_compiler
+def test_c(cache: Path) -> None:
+    assert scale("c") == [i / 2 for i in range(20)]
+    assert len(list((cache / "kernels").glob("probe-*.so"))) == 1
+
+
+def test_opencl() -> None:
+    pytest.importorskip("pyopencl")
+    try:
+        assert scale("opencl") == [i / 2 for i in range(20)]
+    except build.BuildError as error:
+        pytest.skip(str(error))
+
+
+@needs_compiler
+def test_ten_build_at_once(cache: Path) -> None:
+    started = [subprocess.Popen([sys.executable, "-c", SCALE]) for _ in range(10)]
+    assert [p.wait(timeout=240) for p in started] == [0] * 10
+    assert len(list((cache / "kernels").glob("*.so"))) == 1
+    assert not list((cache / "kernels").glob(".*"))
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("COMMUNITY_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(RuntimeWarning, match="built anew"):
+        assert scale("c")[3] == 1.5
+
+
+def test_a_failing_compiler_falls_back_with_one_warning(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("COMMUNITY_KERNELS", "c")
+    with pytest.warns(RuntimeWarning, match="this compiler is broken") as caught:
+        assert chosen.backend("cpu")[0] == "reference"
+        assert chosen.kernels("probe") is None
+    assert len(caught) == 1
+
+
+def test_no_compiler_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.delenv("COMMUNITY_KERNELS", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        name, why = chosen.backend("cpu")
+    assert name == "opencl" or (name == "reference" and "no C compiler" in why)
+
+
+def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
+    assert chosen.backend("cpu") == ("reference", "COMMUNITY_KERNELS=reference")
+    assert chosen.kernels("probe") is None
+
+
+def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMUNITY_KERNELS", "opencll")
+    with pytest.raises(CommunityError, match="did you mean 'opencl'"):
+        chosen.backend("cpu")
+
+
+@needs_compiler
+def test_another_source_is_another_build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build.compiled("probe")
+    assert build.compiled("probe") == first
+    assert build.compiled("probe", ("-DOTHER",)) != first
+    assert os.access(first, os.R_OK)
