@@ -41,6 +41,7 @@ class Shape(Section):
     depth: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
     hidden: int = Field(0, ge=0, description="inner width of the MLP; 0: twice the width")
+    activation: str = Field("", description="of the MLP; empty: the family's own")
     context: int = Field(64, ge=8, description="positions the model knows")
     positions: Positions = Field("plain", description="restart: anew in each number")
     offsets: int = Field(0, ge=0, description="restarting positions begin at 0 .. offsets-1")
@@ -258,9 +259,12 @@ def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
         # nothing here: examples are drawn anew all the time.
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), 0.0),
     }
-    if shape.family == "gpt2":
-        wanted["activation_function"] = "gelu_pytorch_tanh"  # the default in one operation
-    wanted["n_inner" if shape.family == "gpt2" else "intermediate_size"] = hidden
+    gpt2 = shape.family == "gpt2"
+    wanted["n_inner" if gpt2 else "intermediate_size"] = hidden
+    # GPT-2's own GELU in one operation instead of eight
+    activation = shape.activation or ("gelu_pytorch_tanh" if gpt2 else "")
+    if activation:
+        wanted["activation_function" if gpt2 else "hidden_act"] = activation
     try:
         config = AutoConfig.for_model(shape.family, **wanted)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

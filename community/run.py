@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -156,7 +157,8 @@ class Run:
         self.ledger.record(round_)
         return round_
 
-    def tasks(self, split: Split, n: int = 0) -> list[Task]:
+    @cache  # noqa: B019  (a run lives as long as its process)
+    def tasks(self, split: Split, n: int = 0) -> tuple[Task, ...]:
         """The tasks of a split; of round n where it is the train split. Each once."""
         wanted = self.recipe.tasks
         if split == "train":
@@ -172,7 +174,7 @@ class Run:
             for level, count in plan
             for index in range(count)
         )
-        return list({task.id: task for task in posed}.values())
+        return tuple({task.id: task for task in posed}.values())
 
     # -- learning ----------------------------------------------------------------------
 
@@ -237,10 +239,10 @@ class Run:
         if not learners:
             return [{}, {}]
         world = self.recipe.run.world != "never"
-        validation = self.tasks("validation") if world else []
+        validation = self.tasks("validation") if world else ()
         share = self.recipe.learning.peers
         aside = {x.task for x in round_.lessons if school.set_aside(x, share)}
-        peers = [task for task in round_.tasks if task.id in aside]
+        peers = tuple(task for task in round_.tasks if task.id in aside)
         teams = dict.fromkeys(learners, validation + peers)
         ideas = self.members.propose(round_.n, teams, samples=1, purpose="exam")
         by_world = [idea for idea in ideas if idea.task not in aside]
