@@ -22,7 +22,7 @@ from community.errors import CommunityError
 from community.folder import create, reopen
 from community.ledger import Ledger
 from community.members import Silence
-from community.parts import arena_of
+from community.parts import arena_of, specs_of
 from community.run import How, play
 from community.types import Idea, seed_of
 
@@ -56,6 +56,23 @@ def play_baselines(folder: Path, how: How) -> None:
         except BaseException:  # Ctrl-C too: the others are not waited for to their end
             quiet.stop.set()
             raise
+
+
+def check_baselines(recipe: Recipe, base: Path) -> None:
+    """Raises CommunityError for a baseline that a member cannot play, before anything is played.
+
+    Any member may turn out to be the best at the start.
+    """
+    tables = {id(table): name for name, table in recipe.roster()}  # members of one table are alike
+    for kind in recipe.baselines.run:
+        for name in tables.values():
+            try:
+                specs_of(alone(recipe, name, kind, base), base)
+            except CommunityError as error:
+                raise CommunityError(
+                    f"member {name} cannot play baseline {kind} ({error}); take it out of "
+                    "baselines.run or pass --no-baselines"
+                ) from error
 
 
 class Stopped(Exception):

@@ -85,6 +85,8 @@ def run(
         return
     folder = home() / settings.run.name
     with _stoppable(f"`community resume {settings.run.name}` goes on"):
+        if baselines:
+            engine.check_baselines(settings, path.parent)
         engine.create(settings, path.parent, folder)
         try:
             _go(folder, pool, workers, ray_address, baselines)

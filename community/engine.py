@@ -1,6 +1,6 @@
 """Everything heavy that the command line calls, so that `--help` need not wait for torch."""
 
-from community.baselines import play_baselines
+from community.baselines import check_baselines, play_baselines
 from community.folder import create, reopen, undo
 from community.lineage import as_dict, lineage
 from community.lineage import render as render_lineage
@@ -16,6 +16,7 @@ __all__ = [
     "Display",
     "How",
     "as_dict",
+    "check_baselines",
     "create",
     "fetch",
     "figures",

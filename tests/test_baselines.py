@@ -11,8 +11,9 @@ from command import CROWD, write_recipe
 from small_rounds import make_ledger, make_round
 
 from community.arenas.splits import in_split
-from community.baselines import alone, best_at_start, play_baselines
+from community.baselines import alone, best_at_start, check_baselines, play_baselines
 from community.config import Recipe, parse, read
+from community.errors import CommunityError
 from community.folder import create
 from community.ledger import Ledger
 from community.members import Silence
@@ -91,6 +92,12 @@ def test_members_that_do_not_learn() -> None:
     assert greedy.members[0].options["samples"] == 1
     # four members, each with a first answer and a revision
     assert majority.members[0].options["samples"] == 8
+
+
+def test_a_baseline_that_a_member_cannot_play_is_refused_beforehand() -> None:
+    check_baselines(recipe(), HERE)
+    with pytest.raises(CommunityError, match=r"ada cannot play baseline greedy .*--no-baselines"):
+        check_baselines(recipe(baselines={"run": ["greedy"]}), HERE)
 
 
 def test_shots_are_worked_examples_of_the_train_split() -> None:
