@@ -1,0 +1,428 @@
+"""Attention with a temperature per head, softmax1, ragged batches and the logsumexp.
+
+`attention` computes with attention.c on the processor (C or OpenCL) and with `reference`, the
+same in plain torch, everywhere else and in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from community.kernels.backend import kernels
+from community.kernels.build import lanes
+
+BQ, BK = 48, 128  # as in attention.c
+_HALVES = (torch.float16, torch.bfloat16)
+_DTYPES = (*_HALVES, torch.float32, torch.float64)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    temperature: float | Tensor | None = None,
+    sink: bool = False,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T scale / temperature + mask) v, and the logsumexp of the scores.
+
+    q is (B, H, Tq, D), k (B, Hkv, Tk, D) and v (B, Hkv, Tk, Dv); H is a multiple of Hkv, and
+    neighbouring heads share keys. Returns (B, H, Tq, Dv) in q's dtype and (B, H, Tq) in float32
+    (float64 for float64); both are differentiable, half precision is computed in float32.
+
+    causal: query i sees the keys up to i + Tk - Tq, so the last query sees all (SDPA's
+        `is_causal` aligns at the first key instead; the two agree where Tq = Tk).
+    scale: 1 / sqrt(D) without.
+    temperature: one number or (H,), differentiable; below 1 sharper, above 1 more relaxed.
+    sink: softmax1, one more score of zero with no value: a head may attend to nothing. The
+        logsumexp is the one without the sink.
+    lengths: (B,), the number of keys that each row has; those after are not seen.
+    mask: broadcastable to (B, H, Tq, Tk); bool (True is seen) or added to the scores. One that
+        requires a gradient is computed by `reference`.
+
+    A query that sees no key gives zeros and a logsumexp of minus infinity. Raises ValueError for
+    shapes, dtypes, devices and numbers that do not fit.
+    """
+    check(q, k, v, scale, temperature, lengths, mask)
+    if mask is not None and mask.requires_grad:
+        options = {"causal": causal, "scale": scale, "temperature": temperature, "sink": sink}
+        return reference(q, k, v, **options, lengths=lengths, mask=mask)  # type: ignore[arg-type]
+    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
+    by = factors(q, scale, temperature)
+    if mask is not None:
+        mask = added(mask, wide[0].dtype)
+    if lengths is not None:
+        lengths = lengths.to(torch.int32)
+    out, lse = _attention(*wide, by, mask, lengths, causal)
+    if sink:
+        out = out * torch.sigmoid(lse).unsqueeze(-1)
+    return out.to(q.dtype), lse
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    temperature: float | Tensor | None = None,
+    sink: bool = False,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`attention` in plain torch, for any device and dtype; keeps all scores in memory.
+
+    dropout: the probability with which each weight is dropped, as in training.
+    """
+    check(q, k, v, scale, temperature, lengths, mask)
+    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
+    s = scores(wide[0], wide[1], factors(q, scale, temperature), mask, lengths, causal)
+    top = s.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).min)
+    weights = torch.exp(s - top)
+    total = weights.sum(-1, keepdim=True)
+    seen = total > 0
+    lse = torch.where(seen, top + torch.where(seen, total, 1).log(), -math.inf)
+    weights = weights / torch.where(seen, total, 1)
+    if sink:
+        weights = weights * torch.sigmoid(lse)
+    if dropout:
+        weights = torch.dropout(weights, dropout, True)
+    return (weights @ shared(wide[2], q)).to(q.dtype), lse.squeeze(-1)
+
+
+def scores(
+    q: Tensor,
+    k: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """(B, H, Tq, Tk): q k^T factor + mask, minus infinity where a key is not seen."""
+    s = (q * factor.view(-1, 1, 1)) @ shared(k, q).transpose(-1, -2)
+    if mask is not None:
+        s = s + added(mask, s.dtype)
+    keys = torch.arange(k.shape[2], device=q.device)
+    if causal:
+        queries = torch.arange(q.shape[2], device=q.device) + k.shape[2] - q.shape[2]
+        s = s.masked_fill(keys > queries.unsqueeze(-1), -math.inf)
+    if lengths is not None:
+        s = s.masked_fill(keys >= lengths.to(q.device).view(-1, 1, 1, 1), -math.inf)
+    return s
+
+
+def shared(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values once for every head of q."""
+    group = q.shape[1] // x.shape[1]
+    return x if group == 1 else x.repeat_interleave(group, dim=1)
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as the numbers to add: 0, or minus infinity where it is False."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+
+
+def factors(q: Tensor, scale: float | None, temperature: float | Tensor | None) -> Tensor:
+    """(H,): scale / temperature of every head, in float32 (float64 for float64)."""
+    dtype = torch.float32 if q.dtype in _HALVES else q.dtype
+    by = torch.full((q.shape[1],), scale or q.shape[-1] ** -0.5, dtype=dtype, device=q.device)
+    if isinstance(temperature, Tensor):
+        return by / temperature.to(dtype)
+    return by if temperature is None else by / temperature
+
+
+# -- what is asked ---------------------------------------------------------------------
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    temperature: float | Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> None:
+    """Raises ValueError for what `attention` cannot compute."""
+    _check_inputs(q, k, v)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is {scale}, and must be a positive number")
+    _check_temperature(q, temperature)
+    if lengths is not None:
+        _check_lengths(q, k, lengths)
+    if mask is not None:
+        _check_mask(q, k, mask)
+
+
+def _check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
+    named = {"q": q, "k": k, "v": v}
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
+    if any(x.dim() != 4 for x in named.values()):
+        raise ValueError(f"q, k and v must be (batch, heads, length, width); got {shapes}")
+    if any(0 in x.shape for x in named.values()):
+        raise ValueError(f"q, k and v need at least one of everything; got {shapes}")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q, k and v do not fit together: {shapes}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly")
+    if q.dtype not in _DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
+        kinds = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
+        raise ValueError(f"q, k and v must be of one floating dtype; got {kinds}")
+    if q.device != k.device or q.device != v.device:
+        raise ValueError(f"q, k and v are on {q.device}, {k.device} and {v.device}")
+
+
+def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.shape not in ((), (1,), (q.shape[1],)):
+            raise ValueError(
+                f"temperature has shape {tuple(temperature.shape)}; one number or one for each of "
+                f"{q.shape[1]} heads is needed"
+            )
+        if temperature.device != q.device and temperature.dim():
+            raise ValueError(f"temperature is on {temperature.device} and q on {q.device}")
+        if not temperature.is_floating_point():
+            raise ValueError(f"temperature is {temperature.dtype}, and must be a floating dtype")
+        ok = _unknown(temperature) or bool(((temperature > 0) & temperature.isfinite()).all())
+    else:
+        ok = temperature is None or (temperature > 0 and math.isfinite(temperature))
+    if not ok:
+        raise ValueError("temperature must be positive and finite")
+
+
+def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
+    if lengths.shape != (q.shape[0],) or lengths.is_floating_point() or lengths.is_complex():
+        raise ValueError(
+            f"lengths must be {q.shape[0]} whole numbers; got {tuple(lengths.shape)} "
+            f"of {lengths.dtype}"
+        )
+    if lengths.device != q.device:
+        raise ValueError(f"lengths is on {lengths.device} and q on {q.device}")
+    if not _unknown(lengths) and bool(((lengths < 1) | (lengths > k.shape[2])).any()):
+        raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
+
+
+def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:
+    full = (*q.shape[:3], k.shape[2])
+    fits = mask.dim() <= 4 and all(
+        m in (1, n) for m, n in zip(mask.shape[::-1], full[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {full}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"mask is {mask.dtype}, and must be bool or a floating dtype")
+    if mask.device != q.device:
+        raise ValueError(f"mask is on {mask.device} and q on {q.device}")
+
+
+def _unknown(x: Tensor) -> bool:
+    """Whether x has no values yet: it is being traced."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
+
+# -- the operation ---------------------------------------------------------------------
+
+
+@torch.library.custom_op("community::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    if not _compiled(q, mask):
+        return _forward_in_torch(q, k, v, factor, mask, lengths, causal)
+    run = kernels("attention")
+    assert run is not None
+    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
+    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    d, dv = queries.shape[-1], values.shape[-1]
+    out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
+    workers = max(1, min(os.cpu_count() or 1, b * h))
+    mask, strides = _strides(mask, q, k)
+    run(
+        "attention_forward",
+        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
+        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
+        *(tk - tq + 1 if causal else tk, *strides),
+        items=workers,
+    )
+    return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
+
+
+@_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("community::attention_backward", mutates_args=())
+def _attention_backward(
+    go: Tensor,
+    glse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    delta = (go * out).sum(-1) - glse
+    if not _compiled(q, mask):
+        return _backward_in_torch(go, delta, q, k, v, factor, mask, lengths, causal, lse)
+    run = kernels("attention")
+    assert run is not None
+    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
+    queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
+    d, dv = queries.shape[-1], values.shape[-1]
+    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
+    workers = max(1, min(os.cpu_count() or 1, b * hk))
+    mask, strides = _strides(mask, q, k)
+    run(
+        "attention_backward",
+        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
+        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
+        *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *strides),
+        items=workers,
+    )
+    gq, gk, gv = (
+        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
+        for g, x in zip(grads, (q, k, v), strict=True)
+    )
+    return gq, gk, gv
+
+
+@_attention_backward.register_fake
+def _(
+    go: Tensor,
+    glse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
+    *tensors, causal = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.causal = causal  # type: ignore[attr-defined]
+
+
+def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
+    q, k, v, factor, mask, lengths, out, lse = ctx.saved_tensors
+    gq, gk, gv = _attention_backward(
+        go, glse, q, k, v, factor, mask, lengths, ctx.causal, out, lse
+    )
+    gf = None
+    if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
+        gf = (q * gq).sum((0, 2, 3)) / factor
+    return gq, gk, gv, gf, None, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_keep)
+
+_ROOM = 2 * BQ * BK + 2 * BQ
+
+
+def _compiled(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether attention.c computes this: float32 on the processor, with a backend that works."""
+    if q.dtype != torch.float32 or q.device.type != "cpu":
+        return False
+    if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
+        return False
+    return kernels("attention") is not None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Contiguous, filled with zeros up to a width of whole register blocks."""
+    missing = -x.shape[-1] % (2 * lanes())
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
+
+
+def _packed(x: Tensor) -> Tensor:
+    b, h, t, d = x.shape
+    columns = 2 * lanes()
+    packed = x.new_empty(b, h, -(-t // columns) * columns, d)
+    run = kernels("attention")
+    assert run is not None
+    run("attention_pack", x, packed, t, d, items=b * h)
+    return packed
+
+
+def _strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The mask with its last dimension in full, and its strides over rows, heads, queries."""
+    if mask is None:
+        return None, (0, 0, 0)
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    mask = mask.expand(*mask.shape[:3], k.shape[2]).contiguous()
+    full = mask.expand(*q.shape[:3], k.shape[2])
+    return mask, full.stride()[:3]
+
+
+def _forward_in_torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    s = scores(q, k, factor, mask, lengths, causal)
+    lse = torch.logsumexp(s, -1)
+    return _weights(s, lse) @ shared(v, q), lse
+
+
+def _backward_in_torch(
+    go: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    p = _weights(scores(q, k, factor, mask, lengths, causal), lse)
+    ds = p * (go @ shared(v, q).transpose(-1, -2) - delta.unsqueeze(-1)) * factor.view(-1, 1, 1)
+    gk, gv = ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ go
+    gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
+    return ds @ shared(k, q), gk, gv
+
+
+def _weights(s: Tensor, lse: Tensor) -> Tensor:
+    return torch.exp(s - lse.unsqueeze(-1).clamp(min=torch.finfo(s.dtype).min))
