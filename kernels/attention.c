@@ -98,8 +98,7 @@ KERNEL attention_pack(GLOBAL const float *x, GLOBAL float *packed, int t, int d,
             for (int j = 0; j < COLS; j++) {
                 int key = panel * COLS + j;
                 GLOBAL const float *from = x + ((i64)i * t + MIN(key, t - 1)) * d;
-                float keep = key < t ? 1.0f : 0.0f;
-                for (int c = 0; c < d; c++) to[c * COLS + j] = keep ? from[c] : 0.0f;
+                for (int c = 0; c < d; c++) to[c * COLS + j] = key < t ? from[c] : 0.0f;
             }
         }
     }

@@ -53,6 +53,10 @@ typedef int32_t veci __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 #endif
 #define VEC(p) (*(GLOBAL vec *)(p))              /* lvalue: LANES floats at p */
 #define CVEC(p) (*(GLOBAL const vec *)(p))       /* the same, read only */
-#define ALL(s) ((s) - (vec){0})                  /* s in every lane; `(vec){} + s` halves gcc's speed */
+#ifdef __OPENCL_VERSION__                       /* s in every lane */
+#define ALL(s) ((vec)(s))
+#else
+#define ALL(s) ((s) - (vec){0})                  /* `(vec){} + s` halves gcc's speed */
+#endif
 
 #endif
