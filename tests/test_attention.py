@@ -1,0 +1,183 @@
+"""Attention against the reference in float64, in C, in OpenCL and in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from community.kernels import attention as module
+from community.kernels import backend as chosen
+from community.kernels.attention import attention, reference
+from community.kernels.build import BuildError, compiler, program
+
+SIZES = st.tuples(
+    *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
+    *(st.integers(1, 140), st.integers(1, 140), st.sampled_from([1, 8, 24, 64])),
+    st.sampled_from([3, 16, 64]),
+)
+
+
+@pytest.fixture(params=["c", "opencl"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    name: str = request.param
+    if name == "c" and compiler() is None:
+        pytest.skip("no C compiler")
+    try:
+        program("attention", name)
+    except BuildError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("COMMUNITY_KERNELS", name)
+    chosen.backend.cache_clear()
+    yield name
+    chosen.backend.cache_clear()
+
+
+def gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    made = torch.Generator().manual_seed(1)
+    go = torch.randn(out.shape, generator=made).to(out.dtype)
+    gl = torch.randn(lse.shape, generator=made).to(lse.dtype)
+    seen = lse.isfinite()
+    return list(torch.autograd.grad([out, lse], leaves, [go, gl * seen]))
+
+
+def results(run: Any, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    out, lse = run(*leaves[:3], temperature=leaves[3], **options)
+    seen = lse.isfinite()
+    return [out, lse[seen], *gradients(out, lse, leaves)]
+
+
+def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    b, hk, group, tq, tk, d, dv = sizes
+    torch.manual_seed(sum(sizes))
+    shapes = [(b, hk * group, tq, d), (b, hk, tk, d), (b, hk, tk, dv)]
+    made = [torch.randn(s).to(dtype) for s in shapes]
+    return [*made, (torch.rand(hk * group) + 0.5).to(dtype)]
+
+
+def options_for(kind: str, inputs: list[Tensor]) -> dict[str, Any]:
+    (b, h, tq, _), tk = inputs[0].shape, inputs[1].shape[2]
+    made: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "lengths": {"lengths": torch.randint(1, tk + 1, (b,))},
+        "bool": {"mask": torch.rand(b, 1, tq, tk) > 0.5},
+        "added": {"mask": torch.randn(h, 1, tk)},
+        "rows": {"mask": torch.randn(b, 1, tq, 1)},
+    }
+    return made[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
+def test_loses_at_most_twice_what_torch_loses(compiled: str, kind: str) -> None:
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(SIZES, st.booleans(), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
+    def holds(sizes: tuple[int, ...], causal: bool, sink: bool, dtype: torch.dtype) -> None:
+        inputs = make(sizes, dtype)
+        options = {"causal": causal, "sink": sink, **options_for(kind, inputs)}
+        wide = [x.double() for x in inputs]
+        truth = results(reference, wide, torch.float64, **options)
+        ours = results(attention, inputs, dtype, **options)
+        torchs = results(reference, inputs, dtype, **options)
+        floor = torch.finfo(dtype).eps * 16
+        for a, b, t in zip(ours, torchs, truth, strict=True):
+            if not t.numel():
+                continue
+            # the gradient of the temperature is a sum over everything, of both signs
+            size = max(1.0, float(t.abs().max()), sizes[3] ** 0.5 * sizes[5] ** 0.5 / 4)
+            assert float((a - t).abs().max()) <= 2 * float((b - t).abs().max()) + floor * size
+
+    holds()
+
+
+def test_gradcheck() -> None:
+    inputs = [x.double().requires_grad_() for x in make((2, 1, 2, 4, 5, 3, 2))]
+    for run in (attention, reference):
+        for sink in (False, True):
+            torch.autograd.gradcheck(
+                lambda q, k, v, t, run=run, sink=sink: run(
+                    q, k, v, temperature=t, sink=sink, causal=True
+                ),
+                inputs,
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(dtype: torch.dtype) -> None:
+    q, k, v, t = (x.to(dtype).requires_grad_() for x in make((2, 1, 2, 7, 9, 8, 8)))
+    mask = torch.randn(1, 1, 7, 9, dtype=dtype)
+    lengths = torch.tensor([3, 9], dtype=torch.int32)
+    torch.library.opcheck(module._attention, (q, k, v, t, mask, lengths, True))
+
+
+def test_the_two_identities() -> None:
+    q, k, v, t = (x.requires_grad_() for x in make((2, 2, 1, 20, 30, 16, 16)))
+    out, lse = attention(q, k, v, temperature=t)
+    sunk, same = attention(q, k, v, temperature=t, sink=True)
+    assert lse.equal(same)
+    torch.testing.assert_close(sunk, out * torch.sigmoid(lse).unsqueeze(-1))
+    gq, gt = torch.autograd.grad(out.square().sum(), [q, t])
+    torch.testing.assert_close(gt, -(q * gq).sum((0, 2, 3)) / t, atol=1e-4, rtol=1e-4)
+
+
+def test_the_default_is_sdpa() -> None:
+    q, k, v, _ = make((2, 2, 2, 33, 33, 64, 64))
+    for causal in (False, True):
+        theirs = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, enable_gqa=True
+        )
+        torch.testing.assert_close(attention(q, k, v, causal=causal)[0], theirs)
+
+
+def test_a_query_that_sees_nothing_gives_zeros(compiled: str) -> None:
+    q, k, v, _ = make((1, 1, 1, 5, 3, 8, 8))
+    out, lse = attention(q, k, v, causal=True)
+    assert not out[0, 0, :2].any() and (lse[0, 0, :2] == -torch.inf).all()
+    assert out[0, 0, 2:].any() and lse[0, 0, 2:].isfinite().all()
+
+
+def test_a_mask_that_learns() -> None:
+    q, k, v, _ = make((1, 1, 2, 5, 6, 8, 8))
+    bias = torch.randn(1, 2, 5, 6, requires_grad=True)
+    attention(q, k, v, mask=bias)[0].square().sum().backward()
+    assert bias.grad is not None and bias.grad.any()
+
+
+def test_nan_stays_nan(compiled: str) -> None:
+    q, k, v, _ = make((1, 1, 1, 8, 8, 8, 8))
+    q[0, 0, 3, 2] = torch.nan
+    out, lse = attention(q, k, v)
+    assert out[0, 0, 3].isnan().all() and lse[0, 0, 3].isnan()
+    assert out[0, 0, :3].isfinite().all()
+
+
+X = torch.randn(2, 4, 6, 8)
+BAD: dict[str, tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]] = {
+    "must be \\(batch": ((X[0], X, X), {}),
+    "fit together": ((X, X[..., :4], X), {}),
+    "share": ((X, X[:, :3], X[:, :3]), {}),
+    "one floating dtype": ((X, X.double(), X), {}),
+    "on cpu, meta": ((X, X.to("meta"), X), {}),
+    "at least one": ((X, X[:, :, :0], X[:, :, :0]), {}),
+    "positive and finite": ((X, X, X), {"temperature": torch.tensor(torch.nan)}),
+    "must be positive": ((X, X, X), {"temperature": 0.0}),
+    "shape \\(3,\\)": ((X, X, X), {"temperature": torch.ones(3)}),
+    "scale": ((X, X, X), {"scale": -1.0}),
+    "between 1 and 6": ((X, X, X), {"lengths": torch.tensor([0, 3])}),
+    "2 whole numbers": ((X, X, X), {"lengths": torch.tensor([1])}),
+    "broadcast": ((X, X, X), {"mask": torch.ones(5, 6)}),
+    "bool or": ((X, X, X), {"mask": torch.ones(6, 6, dtype=torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message: str) -> None:
+    inputs, options = BAD[message]
+    for run in (attention, reference):
+        with pytest.raises(ValueError, match=message):
+            run(*inputs, **options)
