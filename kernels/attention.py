@@ -342,9 +342,7 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 
 def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
     q, k, v, factor, mask, lengths, out, lse = ctx.saved_tensors
-    gq, gk, gv = _attention_backward(
-        go, glse, q, k, v, factor, mask, lengths, ctx.causal, out, lse
-    )
+    gq, gk, gv = _attention_backward(go, glse, q, k, v, factor, mask, lengths, ctx.causal, out, lse)
     gf = None
     if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
         gf = (q * gq).sum((0, 2, 3)) / factor

@@ -46,10 +46,11 @@ def backend(device: str = "cpu") -> tuple[str, str]:
     return "reference", "; ".join(problems) or f"{VARIABLE}={name}"
 
 
+@cache
 def kernels(name: str) -> Program | None:
     """The kernels of `name`.c on the processor; None where plain torch is to compute.
 
-    A source that does not compile costs one warning.
+    A source that does not compile costs one try and one warning.
     """
     chosen, _ = backend("cpu")
     if chosen == "reference":

@@ -22,7 +22,7 @@ NAME = "community"
 
 
 def register() -> None:
-    """Makes `attn_implementation="community"` known to transformers; more than once does no harm."""
+    """Makes `attn_implementation="community"` known to transformers; again does no harm."""
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # bool masks, none where a flag will do
 
@@ -49,7 +49,9 @@ def forward(
             raise ValueError(f"attn_implementation={NAME!r} does not know {name}; use 'eager'")
     wanted = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(wanted) and attention_mask is None and query.shape[2] > 1
-    if causal and key.shape[2] > query.shape[2]:  # an empty static cache: what is written comes first
+    if (
+        causal and key.shape[2] > query.shape[2]
+    ):  # an empty static cache: what is written comes first
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     mask = _mask(attention_mask, position_bias, query, key)
     config = getattr(module, "config", None)

@@ -33,9 +33,11 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    chosen.backend.cache_clear()
+    for cached in (chosen.backend, chosen.kernels):
+        cached.cache_clear()
     yield name
-    chosen.backend.cache_clear()
+    for cached in (chosen.backend, chosen.kernels):
+        cached.cache_clear()
 
 
 def gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tensor]:
