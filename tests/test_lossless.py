@@ -144,6 +144,23 @@ def test_other_things_are_refused(wrong: object) -> None:
         lossless.decompress(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", [(512,), (3, 100), (0,)])
+def test_into_given_memory(shape: tuple[int, ...]) -> None:
+    tensor = weights(shape, torch.bfloat16, 5, odd=3)
+    out = torch.zeros(shape, dtype=torch.bfloat16)
+    assert lossless.decompress(lossless.compress(tensor), out) is out
+    assert torch.equal(bits(out), bits(tensor))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.zeros(6), torch.zeros(5, dtype=torch.bfloat16), torch.zeros(12).bfloat16()[::2]],
+)
+def test_memory_that_does_not_fit_is_refused(out: Tensor) -> None:
+    with pytest.raises(ValueError, match="out"):
+        lossless.decompress(lossless.compress(torch.zeros(6).bfloat16()), out)
+
+
 def test_meta_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="dense CPU"):
         lossless.compress(torch.zeros(2, device="meta"))
