@@ -27,11 +27,18 @@ from community.packaged import PACKAGED, weights
 GIB = 2**30
 ASK_TORCH = """
 import json, torch
+from community.errors import CommunityError
+from community.kernels.backend import backend
+try:
+    kernels = backend("cpu")
+except CommunityError as error:
+    kernels = ("", str(error))
 cuda = torch.cuda.is_available()
 print(json.dumps({
     "torch": torch.__version__,
     "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] * cuda,
     "mps": torch.backends.mps.is_available(),
+    "kernels": kernels,
 }))
 """
 
@@ -121,7 +128,13 @@ def _torch() -> list[Check]:
     return [
         Check("torch", True, found["torch"]),
         Check("GPU", bool(devices), ", ".join(devices), "speed; everything runs on the CPU too"),
+        _kernels(*found["kernels"]),
     ]
+
+
+def _kernels(backend: str, why: str) -> Check:
+    own = backend in ("c", "opencl")
+    return Check("kernels", own, f"{backend}: {why}".lstrip(": "), "speed; plain torch computes")
 
 
 def _package(distribution: str, wanted_for: str) -> Check:
@@ -138,6 +151,7 @@ def _compiler(name: str, commands: Iterable[str], wanted_for: str) -> Check:
 
 def _opencl() -> Check:
     drivers = sorted(path.stem for path in Path("/etc/OpenCL/vendors").glob("*.icd"))
+    drivers += ["PoCL"] * (find_spec("pocl_binary_distribution") is not None)  # pyopencl[pocl]
     binding = find_spec("pyopencl") is not None
     there = f"drivers: {', '.join(drivers) or 'none'}; pyopencl: {'yes' if binding else 'no'}"
     return Check("OpenCL", bool(drivers) and binding, there, "the OpenCL kernels")

@@ -76,3 +76,12 @@ def test_the_table_shows_each_check_as_it_is() -> None:
 def test_importing_the_doctor_is_light() -> None:
     code = "import sys, community.doctor; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_says_which_kernels_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
+    found = {check.name: check for check in doctor._torch()}
+    assert not found["kernels"].ok and "COMMUNITY_KERNELS=reference" in found["kernels"].there
+    monkeypatch.setenv("COMMUNITY_KERNELS", "open")
+    found = {check.name: check for check in doctor._torch()}
+    assert "did you mean 'opencl'" in found["kernels"].there
