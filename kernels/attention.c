@@ -18,10 +18,10 @@
 #define ROWS 6
 #define COLS (2 * LANES)
 #ifndef BQ
-#define BQ 48   /* queries in a block, a multiple of ROWS */
+#define BQ 96   /* queries in a block, a multiple of ROWS */
 #endif
 #ifndef BK
-#define BK 128  /* keys in a block, a multiple of COLS */
+#define BK 64  /* keys in a block, a multiple of COLS */
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))

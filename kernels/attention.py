@@ -15,7 +15,7 @@ from torch import Tensor
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
 
-BQ, BK = 48, 128  # as in attention.c
+BQ, BK = 96, 64  # as in attention.c
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 

@@ -52,7 +52,7 @@ def results(run: Any, inputs: list[Tensor], dtype: torch.dtype, **options: Any) 
     leaves = [x.to(dtype).requires_grad_() for x in inputs]
     out, lse = run(*leaves[:3], temperature=leaves[3], **options)
     seen = lse.isfinite()
-    return [out, lse[seen], *gradients(out, lse, leaves)]
+    return [out.detach(), lse[seen].detach(), *gradients(out, lse, leaves)]
 
 
 def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
