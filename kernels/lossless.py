@@ -58,13 +58,13 @@ def compress(tensor: Tensor) -> bytes:
     base, escapes, coded = _encode(flat) if flat.numel() else (0, 0, plain)
     method = _CODED if len(coded) < len(plain) else _RAW
     payload = (coded if method == _CODED else plain).tobytes()
-    kind = DTYPES.index(tensor.dtype)
+    place = DTYPES.index(tensor.dtype)
     counts = (
         (base, flat.numel(), escapes, len(payload))
         if method
         else (0, flat.numel(), 0, len(payload))
     )
-    head = _HEAD.pack(MAGIC, VERSION, kind, method, tensor.dim(), *counts)
+    head = _HEAD.pack(MAGIC, VERSION, place, method, tensor.dim(), *counts)
     head += struct.pack(f"<{tensor.dim()}Q", *tensor.shape)
     return head + _SUM.pack(_checksum(head, np.frombuffer(payload, np.uint8))) + payload
 
@@ -144,7 +144,7 @@ def _split(flat: Tensor) -> tuple[Bytes, Bytes, Words | None]:
         return *_split_top(bits), None
     signs = (bits >> 8) & 0x80
     exponents = ((bits >> 10) & 31).astype(np.uint8)
-    return exponents, (signs | (bits & 0x7F)).astype(np.uint8), (bits >> 7) & 7
+    return exponents, (signs | (bits & 0x7F)).astype(np.uint8), ((bits >> 7) & 7).astype(np.uint8)
 
 
 def _split_top(bits: NDArray[np.uint16]) -> tuple[Bytes, Bytes]:
@@ -185,7 +185,7 @@ def _unpack(packed: Bytes) -> Bytes:
     blocks = packed.reshape(-1, 1, _PACKED)
     low = (blocks[:, :, :64] >> np.array([[0], [2], [4], [6]], np.uint8)) & 3
     high = (blocks[:, :, 64:] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return low.reshape(-1) | high.reshape(-1) << 2
+    return (low.reshape(-1) | high.reshape(-1) << 2).astype(np.uint8)
 
 
 # -- decoding --------------------------------------------------------------------------
