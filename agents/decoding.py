@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from community.agents.codec import Codec
+from community.kernels.gpt import LanguageModel
 from community.types import Decoding
 
 
@@ -215,3 +216,42 @@ def score(
         for row, place, width in zip(picked, batch.places, widths, strict=True):
             scores[place] = round(float(row[longest - width :].sum()), 6)
     return scores
+
+
+# -- the same by the kernels -----------------------------------------------------------
+
+
+def generate_by_kernels(
+    model: LanguageModel,
+    codec: Codec,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    decoding: Decoding,
+) -> list[Generated]:
+    """What `generate` gives, ties of rounding aside, in one call for all prompts.
+
+    Raises ValueError for a prompt that the model cannot read.
+    """
+    if not prompts:
+        return []
+    draws = _draws(seeds, decoding) if decoding.temperature else None
+    tokens, logprobs = model.generate(
+        prompts,
+        [_positions(codec, p) for p in prompts],
+        draws,
+        decoding.max_tokens,
+        codec.end,
+        decoding.temperature,
+        decoding.top_p,
+    )
+    return [Generated(t, round(p, 6)) for t, p in zip(tokens, logprobs, strict=True)]
+
+
+def score_by_kernels(
+    model: LanguageModel, codec: Codec, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[float]:
+    """What `score` gives, rounding aside. Raises ValueError for what the model cannot read."""
+    rows = [prompt + answer for prompt, answer in pairs]
+    positions = [_positions(codec, row) for row in rows]
+    scores = model.score(rows, positions, [len(prompt) for prompt, _ in pairs])
+    return [round(s, 6) for s in scores]

@@ -21,11 +21,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from community.agents.codec import CharacterCodec, ChatCodec, Codec, Positions
-from community.agents.decoding import Generated, generate, score
+from community.agents.decoding import (
+    Generated,
+    generate,
+    generate_by_kernels,
+    score,
+    score_by_kernels,
+)
 from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
 from community.config import Section
 from community.errors import CommunityError
+from community.kernels.backend import backend, kernels
+from community.kernels.gpt import LanguageModel, Unsupported
 from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
 
@@ -69,8 +77,11 @@ class TransformerAgent:
         batch: int = 256,
         judge: Literal["logprob", "reading"] = "logprob",
         optimizer: Optimizer | None = None,
+        generator: Literal["auto", "torch", "kernels"] = "auto",
     ) -> None:
-        """Raises CommunityError unless exactly one of `shape` and `model` is given."""
+        """`generator` answers and scores: "kernels" is C or OpenCL in float32, "auto" that where
+        it can run this model. Raises CommunityError unless exactly one of `shape` and `model` is
+        given, and if the kernels are asked for and cannot run."""
         if (shape is None) == (not model):
             raise CommunityError(f"member {name}: give either a shape or a model")
         torch.set_num_threads(1)  # workers scale, threads do not
@@ -93,6 +104,11 @@ class TransformerAgent:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(self.model, self.device)
         self.checkpoint = ""
+        on_processor = generator != "torch" and self.device.type == "cpu"
+        self._program = kernels("gpt") if on_processor else None
+        self._fast: tuple[LanguageModel, object] | None = None  # and the weights it has
+        if generator == "kernels":
+            self._require_kernels()
 
     @staticmethod
     def prepare(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -117,7 +133,7 @@ class TransformerAgent:
         ]
         prompts = [self.codec.prompt(text, request.readings) for request, _, text in asked]
         seeds = [seed_of(r.seed, self.name, r.task.id, r.turn, sample) for r, sample, _ in asked]
-        answers = generate(self.model, self.codec, prompts, seeds, self.decoding, self.size)
+        answers = self._generate(prompts, seeds)
         return [
             self._idea(request, sample, text, answer)
             for (request, sample, text), answer in zip(asked, answers, strict=True)
@@ -199,7 +215,47 @@ class TransformerAgent:
 
     def _score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         tokens = [(self.codec.prompt(p), self.codec.answer(a)) for p, a in pairs]
-        return score(self.model, self.codec, tokens, self.size)
+        fast = self._kernels()
+        if fast is None:
+            return score(self.model, self.codec, tokens, self.size)
+        return score_by_kernels(fast, self.codec, tokens)
+
+    # -- computing ---------------------------------------------------------------------
+
+    def _generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Generated]:
+        fast = self._kernels()
+        if fast is None:
+            return generate(self.model, self.codec, prompts, seeds, self.decoding, self.size)
+        return generate_by_kernels(fast, self.codec, prompts, seeds, self.decoding)
+
+    def _kernels(self) -> LanguageModel | None:
+        """The kernels with the weights as they are now; None where torch is to compute."""
+        if self._program is None:
+            return None
+        weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        try:
+            if self._fast is None:
+                self._fast = LanguageModel(self.model, self._program), weights
+            elif self._fast[1] != weights:
+                self._fast[0].refresh(self.model)
+                self._fast = self._fast[0], weights
+        except Unsupported:
+            self._program = None
+            return None
+        return self._fast[0]
+
+    def _require_kernels(self) -> None:
+        if self._program is None:
+            why = "it is on a GPU" if self.device.type != "cpu" else backend("cpu")[1]
+            raise CommunityError(
+                f'{self.name} cannot use the kernels: {why}; use generator = "torch"'
+            )
+        try:
+            LanguageModel(self.model, self._program)
+        except Unsupported as error:
+            raise CommunityError(
+                f'{self.name} cannot use the kernels: {error}; use generator = "torch"'
+            ) from error
 
     # -- learning ----------------------------------------------------------------------
 

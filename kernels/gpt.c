@@ -1,0 +1,570 @@
+/* Causal language models on the processor: GPT-2 and Llama, prefill, cache, sampling and scores.
+ *
+ * One call of `generate` answers whole blocks of prompts: it reads the prompts, then writes token
+ * after token until every answer has ended. `forward` is the only pass through the model. Its
+ * rows are tokens that may belong to any sequences of the block: many of one prompt when prompts
+ * are read, one of each answer when answers are written.
+ *
+ * Every number of a row is computed by the same operations in the same order whatever the other
+ * rows are: sums run over the inputs in order, one accumulator an output, and rows only share
+ * the weights that are loaded. So an answer does not depend on the batch it stands in.
+ *
+ * Names: a sequence has a `slot` in the cache; a token stands at place `at` of its sequence and
+ * tells the model the position `where` (positions may restart, so the two differ).
+ * Widths ending in `_p` are padded to whole panels; what is in the padding is zero.
+ */
+#include "items.h"
+
+#ifdef __OPENCL_VERSION__
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#define BITS(v) __builtin_astype((v), veci)
+#define FLOATS(v) __builtin_astype((v), vec)
+#define LOG(x) log((float)(x))
+#define ROOT(x) sqrt((float)(x))
+#else
+#define BITS(v) ((veci)(v))
+#define FLOATS(v) ((vec)(v))
+#define LOG(x) logf(x)
+#define ROOT(x) sqrtf(x)
+#endif
+
+#define WIDE (2 * LANES) /* outputs of a panel, see `product` */
+#define PADDED(n) (((n) + WIDE - 1) / WIDE * WIDE)
+#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
+
+enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
+
+/* -- vectors ------------------------------------------------------------------------ */
+
+static float sum_of(vec v) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += v[i];
+    return s;
+}
+
+/* The largest of n floats, n a multiple of LANES. */
+static float most(GLOBAL const float *x, int n) {
+    vec top = CVEC(x);
+    for (int i = LANES; i < n; i += LANES) {
+        vec v = CVEC(x + i);
+        top = PICK(v > top, v, top);
+    }
+    float best = top[0];
+    for (int i = 1; i < LANES; i++) best = top[i] > best ? top[i] : best;
+    return best;
+}
+
+/* e^x to 2 units in the last place; 0 below -87, where it is not a normal number, and for NaN.
+ * x = n log 2 + r; adding 1.5 * 2^23 rounds n and leaves it in the low bits. */
+static vec exponential(vec x) {
+    veci normal = x > ALL(-87.0f);
+    x = PICK(x < ALL(88.0f), x, ALL(88.0f));
+    vec shifted = x * 1.44269504f + 12582912.0f;
+    vec n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
+}
+
+/* y = e^((x - top) * by) for n floats, n a multiple of LANES; returns their sum. */
+static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float top, float by) {
+    vec total = ALL(0.0f);
+    for (int i = 0; i < n; i += LANES) {
+        vec e = exponential((CVEC(x + i) - top) * by);
+        VEC(y + i) = e;
+        total += e;
+    }
+    return sum_of(total);
+}
+
+/* -- products with weights ---------------------------------------------------------- */
+
+/* Weights lie in panels of WIDE outputs: for each input, WIDE floats side by side. A tile is
+ * some rows by one panel: every weight that is loaded serves all its rows, from registers. */
+#define ONE(f) f(0)
+#define TWO(f) f(0) f(1)
+#define FOUR(f) TWO(f) f(2) f(3)
+#define SIX(f) FOUR(f) f(4) f(5)
+#define OPEN(r) vec low##r = CVEC(bias), high##r = CVEC(bias + LANES);
+#define TAKE(r)                                                                                 \
+    {                                                                                           \
+        float s = x[r * x_p + i];                                                               \
+        low##r += s * low;                                                                      \
+        high##r += s * high;                                                                    \
+    }
+#define CLOSE(r)                                                                                \
+    if (add) low##r += CVEC(y + r * y_p), high##r += CVEC(y + r * y_p + LANES);                 \
+    VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
+#define TILE(name, EACH)                                                                        \
+    static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
+                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add) {            \
+        EACH(OPEN)                                                                              \
+        for (int i = 0; i < inputs; i++) {                                                      \
+            vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
+            EACH(TAKE)                                                                          \
+        }                                                                                       \
+        EACH(CLOSE)                                                                             \
+    }
+TILE(tile_of_1, ONE)
+TILE(tile_of_2, TWO)
+TILE(tile_of_4, FOUR)
+TILE(tile_of_6, SIX)
+
+/* One row by four panels at once, for a single sum would wait for each of its additions. */
+#define PANEL_OPEN(p) vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);
+#define PANEL_TAKE(p)                                                                           \
+    low##p += s * CVEC(panel + p * next + i * WIDE);                                            \
+    high##p += s * CVEC(panel + p * next + i * WIDE + LANES);
+#define PANEL_CLOSE(p)                                                                          \
+    if (add) low##p += CVEC(y + p * WIDE), high##p += CVEC(y + p * WIDE + LANES);               \
+    VEC(y + p * WIDE) = low##p, VEC(y + p * WIDE + LANES) = high##p;
+static void single(GLOBAL const float *x, int inputs, GLOBAL const float *bias,
+                   GLOBAL const float *panel, GLOBAL float *y, int add) {
+    i64 next = (i64)inputs * WIDE;
+    FOUR(PANEL_OPEN)
+    for (int i = 0; i < inputs; i++) {
+        float s = x[i];
+        FOUR(PANEL_TAKE)
+    }
+    FOUR(PANEL_CLOSE)
+}
+
+/* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p; y (rows, outputs) at stride y_p,
+ * outputs a multiple of WIDE. At w: b, then the panels of W. Returns where the next weights lie:
+ * the weights of a model stand in the order in which they are used. */
+static GLOBAL const float *product(GLOBAL const float *x, int x_p, int inputs,
+                                   GLOBAL const float *w, GLOBAL float *y, int y_p, int outputs,
+                                   int rows, int add) {
+    GLOBAL const float *bias = w, *panel = w + outputs;
+    i64 next = (i64)inputs * WIDE;
+    int o = 0;
+    if (rows == 1)
+        for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
+            single(x, inputs, bias + o, panel, y + o, add);
+    for (; o < outputs; o += WIDE, panel += next) {
+        int r = 0;
+#define WHILE(n, tile)                                                                          \
+    for (; r + n <= rows; r += n)                                                               \
+        tile(x + (i64)r * x_p, x_p, inputs, bias + o, panel, y + (i64)r * y_p + o, y_p, add);
+        WHILE(6, tile_of_6)
+        WHILE(4, tile_of_4)
+        WHILE(2, tile_of_2)
+        WHILE(1, tile_of_1)
+#undef WHILE
+    }
+    return panel;
+}
+
+/* -- the model and the memory of a block -------------------------------------------- */
+
+typedef struct {
+    int layers, width, heads, groups, size, hidden, words, places, rms, gated, activation, learned;
+    int rows;  /* tokens in one pass, and sequences in a block, at most */
+    int slots; /* sequences that the cache has room for */
+    int span; /* tokens that a sequence may have, a multiple of LANES */
+    int width_p, mix, mix_p, qkv_p, hidden_p, middle_p, words_p, size_p;
+    float epsilon;
+    GLOBAL const float *embedding, *position, *blocks; /* weights, in this order */
+    GLOBAL const float *turns;                         /* (places, 2, size / 2): cos and sin */
+    GLOBAL float *x, *n, *qkv, *attended, *middle, *scores, *last, *logits, *chances;
+    GLOBAL float *keys, *values; /* (slot, layer, group): see `cached` */
+    GLOBAL int *token, *slot, *at, *where, *live, *heap;
+} Model;
+
+/* Lays the model over its weights and the memory of one block; gpt.py's `_room` counts it. */
+static Model opened(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+                    float epsilon, int span, GLOBAL float *memory, GLOBAL int *notes) {
+    Model m;
+    m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
+    m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.places = shape[7];
+    m.rms = shape[8], m.gated = shape[9], m.activation = shape[10], m.learned = shape[11];
+    m.rows = shape[12], m.slots = shape[13], m.span = span, m.epsilon = epsilon, m.turns = turns;
+    m.width_p = PADDED(m.width), m.hidden_p = PADDED(m.hidden), m.words_p = PADDED(m.words);
+    m.mix = m.heads * m.size, m.mix_p = PADDED(m.mix) + WIDE, m.size_p = PADDED(m.size);
+    m.qkv_p = PADDED(m.mix + 2 * m.groups * m.size);
+    m.middle_p = m.gated ? 2 * m.hidden_p : m.hidden_p;
+    m.embedding = weights;
+    m.position = m.embedding + (i64)m.words * m.width_p;
+    m.blocks = m.position + (m.learned ? (i64)m.places * m.width_p : 0);
+    i64 rows = m.rows;
+    m.x = memory, m.n = m.x + rows * m.width_p, m.qkv = m.n + rows * m.width_p;
+    m.attended = m.qkv + rows * m.qkv_p, m.middle = m.attended + rows * m.mix_p;
+    m.last = m.middle + rows * m.middle_p, m.logits = m.last + rows * m.width_p;
+    m.chances = m.logits + rows * m.words_p, m.scores = m.chances + m.words_p;
+    m.keys = m.scores + span;
+    m.values = m.keys + (i64)m.slots * m.layers * m.groups * m.size * span;
+    m.token = notes, m.slot = m.token + rows, m.at = m.slot + rows, m.where = m.at + rows;
+    m.live = m.where + rows, m.heap = m.live + rows;
+    return m;
+}
+
+/* Which (slot, layer, group) of the cache. Keys of LANES tokens lie side by side, dimension after
+ * dimension, (span / LANES, size, LANES); values are plain, (span, size_p). */
+static i64 cached(const Model *m, int slot, int layer, int group) {
+    return ((i64)slot * m->layers + layer) * m->groups + group;
+}
+
+/* -- one pass ----------------------------------------------------------------------- */
+
+static void embed(const Model *m, int r) {
+    GLOBAL const float *word = m->embedding + (i64)m->token[r] * m->width_p;
+    GLOBAL const float *place = m->position + (i64)m->where[r] * m->width_p;
+    GLOBAL float *x = m->x + (i64)r * m->width_p;
+    for (int i = 0; i < m->width_p; i += LANES) VEC(x + i) = CVEC(word + i);
+    if (m->learned)
+        for (int i = 0; i < m->width_p; i += LANES) VEC(x + i) += CVEC(place + i);
+}
+
+/* n = (x - mean) / deviation * scale + shift; RMSNorm takes 0 for the mean. */
+static GLOBAL const float *normed(const Model *m, GLOBAL const float *w, int rows) {
+    GLOBAL const float *scale = w, *shift = w + m->width_p;
+    int whole = m->width / LANES * LANES;
+    for (int r = 0; r < rows; r++) {
+        GLOBAL const float *x = m->x + (i64)r * m->width_p;
+        GLOBAL float *n = m->n + (i64)r * m->width_p;
+        float mean = 0;
+        if (!m->rms) {
+            vec sum = ALL(0.0f);
+            for (int i = 0; i < m->width_p; i += LANES) sum += CVEC(x + i);
+            mean = sum_of(sum) / m->width;
+        }
+        vec squares = ALL(0.0f);
+        for (int i = 0; i < whole; i += LANES) {
+            vec gap = CVEC(x + i) - mean;
+            squares += gap * gap;
+        }
+        float square = sum_of(squares);
+        for (int i = whole; i < m->width; i++) square += (x[i] - mean) * (x[i] - mean);
+        float by = 1.0f / ROOT(square / m->width + m->epsilon);
+        for (int i = 0; i < m->width_p; i += LANES)
+            VEC(n + i) = (CVEC(x + i) - mean) * by * CVEC(scale + i) + CVEC(shift + i);
+    }
+    return shift + m->width_p;
+}
+
+/* Rotates a head by its position: the first half of the dimensions against the second. */
+static void rotate(const Model *m, GLOBAL float *head, int where) {
+    int half = m->size / 2;
+    GLOBAL const float *cosine = m->turns + (i64)where * m->size, *sine = cosine + half;
+    for (int i = 0; i < half; i++) {
+        float a = head[i], b = head[i + half];
+        head[i] = a * cosine[i] - b * sine[i];
+        head[i + half] = b * cosine[i] + a * sine[i];
+    }
+}
+
+/* Rotates the queries and keys of a row, and puts its keys and values into the cache. */
+static void keep(const Model *m, int layer, int r) {
+    GLOBAL float *query = m->qkv + (i64)r * m->qkv_p, *key = query + m->mix;
+    GLOBAL const float *value = key + m->groups * m->size;
+    if (!m->learned)
+        for (int h = 0; h < m->heads + m->groups; h++)
+            rotate(m, query + h * m->size, m->where[r]);
+    int block = m->at[r] / LANES, lane = m->at[r] % LANES;
+    for (int g = 0; g < m->groups; g++) {
+        i64 place = cached(m, m->slot[r], layer, g);
+        GLOBAL float *keys = m->keys + (place * m->span + block * LANES) * m->size + lane;
+        GLOBAL float *values = m->values + (place * m->span + m->at[r]) * m->size_p;
+        for (int i = 0; i < m->size; i++) keys[i * LANES] = key[g * m->size + i];
+        for (int i = 0; i < m->size_p; i++) values[i] = i < m->size ? value[g * m->size + i] : 0;
+    }
+}
+
+/* scores = query . key for whole blocks of LANES tokens, four blocks at a time. */
+static void compare(const Model *m, GLOBAL const float *query, GLOBAL const float *keys,
+                    int blocks) {
+    int b = 0, size = m->size, next = m->size * LANES;
+    GLOBAL float *scores = m->scores;
+    for (; b + 4 <= blocks; b += 4, keys += 4 * next) {
+        vec s0 = ALL(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        for (int i = 0; i < size; i++) {
+            float q = query[i];
+            GLOBAL const float *k = keys + i * LANES;
+            s0 += q * CVEC(k), s1 += q * CVEC(k + next);
+            s2 += q * CVEC(k + 2 * next), s3 += q * CVEC(k + 3 * next);
+        }
+        VEC(scores + b * LANES) = s0, VEC(scores + (b + 1) * LANES) = s1;
+        VEC(scores + (b + 2) * LANES) = s2, VEC(scores + (b + 3) * LANES) = s3;
+    }
+    for (; b < blocks; b++, keys += next) {
+        vec s = ALL(0.0f);
+        for (int i = 0; i < size; i++) s += query[i] * CVEC(keys + i * LANES);
+        VEC(scores + b * LANES) = s;
+    }
+}
+
+/* y = sum of share * value over `tokens`, divided by `total`. Writes size_p floats. */
+static void blend(const Model *m, GLOBAL const float *values, int tokens, float total,
+                  GLOBAL float *y) {
+    GLOBAL const float *shares = m->scores;
+    int i = 0, size = m->size_p;
+    for (; i + 4 * LANES <= size; i += 4 * LANES) {
+        vec y0 = ALL(0.0f), y1 = y0, y2 = y0, y3 = y0;
+        GLOBAL const float *v = values + i;
+        for (int t = 0; t < tokens; t++, v += size) {
+            float share = shares[t];
+            y0 += share * CVEC(v), y1 += share * CVEC(v + LANES);
+            y2 += share * CVEC(v + 2 * LANES), y3 += share * CVEC(v + 3 * LANES);
+        }
+        VEC(y + i) = y0 / total, VEC(y + i + LANES) = y1 / total;
+        VEC(y + i + 2 * LANES) = y2 / total, VEC(y + i + 3 * LANES) = y3 / total;
+    }
+    for (; i < size; i += WIDE) {
+        vec y0 = ALL(0.0f), y1 = y0;
+        for (int t = 0; t < tokens; t++) {
+            float share = shares[t];
+            y0 += share * CVEC(values + t * size + i);
+            y1 += share * CVEC(values + t * size + i + LANES);
+        }
+        VEC(y + i) = y0 / total, VEC(y + i + LANES) = y1 / total;
+    }
+}
+
+/* Softmax attention of a row over its own sequence up to itself. Queries come scaled. */
+static void attend(const Model *m, int layer, int r) {
+    int tokens = m->at[r] + 1, blocks = (tokens + LANES - 1) / LANES, per = m->heads / m->groups;
+    for (int h = 0; h < m->heads; h++) {
+        i64 place = cached(m, m->slot[r], layer, h / per) * m->span;
+        compare(m, m->qkv + (i64)r * m->qkv_p + h * m->size, m->keys + place * m->size, blocks);
+        for (int t = tokens; t < blocks * LANES; t++) m->scores[t] = -INFINITY_F;
+        float top = most(m->scores, blocks * LANES);
+        float total = exponentials(m->scores, m->scores, blocks * LANES, top, 1.0f);
+        /* The padding of a head falls where the next head, or nothing, is written. */
+        blend(m, m->values + place * m->size_p, tokens, total,
+              m->attended + (i64)r * m->mix_p + h * m->size);
+    }
+}
+
+/* SiLU is x * sigmoid(x), GELU (tanh form) x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)). */
+static vec activated(vec x, int activation) {
+    if (activation == RELU) return PICK(x > ALL(0.0f), x, ALL(0.0f));
+    vec u = x;
+    if (activation == GELU_TANH) u = x * 1.5957691216f * (x * x * 0.044715f + 1.0f);
+    return x / (exponential(ALL(0.0f) - u) + 1.0f);
+}
+
+static void activate(const Model *m, int rows) {
+    for (int r = 0; r < rows; r++) {
+        GLOBAL float *x = m->middle + (i64)r * m->middle_p;
+        for (int i = 0; i < m->hidden_p; i += LANES) {
+            VEC(x + i) = activated(CVEC(x + i), m->activation);
+            if (m->gated) VEC(x + i) *= CVEC(x + m->hidden_p + i);
+        }
+    }
+}
+
+/* Reads `rows` tokens into the cache and leaves what the head reads in m->n. Tokens of a sequence
+ * must come in order, within a pass or over several. Returns the weights of the head. */
+static GLOBAL const float *forward(const Model *m, int rows) {
+    GLOBAL const float *w = m->blocks;
+    for (int r = 0; r < rows; r++) embed(m, r);
+    for (int layer = 0; layer < m->layers; layer++) {
+        w = normed(m, w, rows);
+        w = product(m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
+        for (int r = 0; r < rows; r++) keep(m, layer, r);
+        for (int r = 0; r < rows; r++) attend(m, layer, r);
+        w = product(m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
+        w = normed(m, w, rows);
+        w = product(m->n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0);
+        activate(m, rows);
+        w = product(m->middle, m->middle_p, m->hidden, w, m->x, m->width_p, m->width_p, rows, 1);
+    }
+    return normed(m, w, rows);
+}
+
+/* Padding has a bias of minus infinity in the head. */
+static void judge(const Model *m, GLOBAL const float *head, int rows) {
+    product(m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0);
+}
+
+/* -- choosing ----------------------------------------------------------------------- */
+
+/* log P(word) under the model itself: temperature 1. */
+static float logprob_of(const Model *m, GLOBAL const float *logits, int word) {
+    float top = most(logits, m->words_p);
+    return logits[word] - top - LOG(exponentials(logits, m->chances, m->words_p, top, 1.0f));
+}
+
+static int before(GLOBAL const float *chances, int a, int b) {
+    return chances[a] > chances[b] || (chances[a] == chances[b] && a < b);
+}
+
+/* Restores a heap whose first word is the most probable one, from its place i down. */
+static void sift(GLOBAL int *heap, GLOBAL const float *chances, int count, int i) {
+    for (int child; (child = 2 * i + 1) < count; i = child) {
+        if (child + 1 < count && before(chances, heap[child + 1], heap[child])) child++;
+        if (!before(chances, heap[child], heap[i])) return;
+        int word = heap[i];
+        heap[i] = heap[child], heap[child] = word;
+    }
+}
+
+/* The word at `draw` of the whole, the words standing in their own order. */
+static int among_all(const Model *m, double draw) {
+    double total = 0, edge = 0;
+    for (int v = 0; v < m->words; v++) total += m->chances[v];
+    for (int v = 0; v < m->words; v++)
+        if ((edge += m->chances[v]) > draw * total) return v;
+    return m->words - 1;
+}
+
+/* The word at `draw` of the most probable ones that together first reach `top_p`. A word that has
+ * less than an even share of what is cut off anyway is not among them, so few are sorted. */
+static int among_top(const Model *m, float top_p, double draw) {
+    GLOBAL const float *chances = m->chances;
+    GLOBAL int *heap = m->heap;
+    float least = 0.5f * (1.0f - top_p) / m->words;
+    int count = 0, kept = 0;
+    for (int v = 0; v < m->words; v++)
+        if (chances[v] >= least) heap[count++] = v;
+    for (int i = count / 2 - 1; i >= 0; i--) sift(heap, chances, count, i);
+    /* the most probable word changes places with the heap's last: kept words fill from the end */
+    double sum = 0, total = 0, edge = 0;
+    int all = count;
+    for (; count; count--, kept++) {
+        int word = heap[0];
+        sum += chances[word];
+        if (kept && !((float)sum - chances[word] < top_p)) break;
+        total = sum;
+        heap[0] = heap[count - 1], heap[count - 1] = word;
+        sift(heap, chances, count - 1, 0);
+    }
+    for (int i = 0; i < kept; i++)
+        if ((edge += chances[heap[all - 1 - i]]) > draw * total) return heap[all - 1 - i];
+    return kept ? heap[all - kept] : m->words - 1;
+}
+
+/* Greedy at temperature 0, else top-p sampling; `draw` is uniform in [0, 1). */
+static int choose(const Model *m, GLOBAL const float *logits, float temperature, float top_p,
+                  double draw) {
+    float top = most(logits, m->words_p);
+    if (temperature == 0) {
+        for (int v = 0; v < m->words; v++)
+            if (logits[v] == top) return v;
+        return 0;
+    }
+    float total = exponentials(logits, m->chances, m->words_p, top, 1.0f / temperature);
+    for (int v = 0; v < m->words_p; v += LANES) VEC(m->chances + v) = CVEC(m->chances + v) / total;
+    return top_p >= 1 ? among_all(m, draw) : among_top(m, top_p, draw);
+}
+
+/* -- kernels ------------------------------------------------------------------------ */
+
+static void copy(GLOBAL const float *from, GLOBAL float *to, i64 n) {
+    for (i64 i = 0; i < n; i++) to[i] = from[i];
+}
+
+/* Gives a slot what another has read: the first `tokens` tokens. */
+static void share(const Model *m, int from, int to, int tokens) {
+    int whole = (tokens + LANES - 1) / LANES * LANES;
+    for (int layer = 0; layer < m->layers; layer++)
+        for (int g = 0; g < m->groups; g++) {
+            i64 a = cached(m, from, layer, g) * m->span, b = cached(m, to, layer, g) * m->span;
+            copy(m->keys + a * m->size, m->keys + b * m->size, (i64)whole * m->size);
+            copy(m->values + a * m->size_p, m->values + b * m->size_p, (i64)tokens * m->size_p);
+        }
+}
+
+/* Answers prompts. An item is a block of sequences, edges[item] .. edges[item + 1]. Sequence s has
+ * the prompt tokens[starts[s] .. starts[s + 1]] and shares that of sequence source[s] <= s of its
+ * block. said (sequences, longest) gets `counts` tokens each, the end included; counts is -1 where
+ * a position lies beyond the table. `logprob` is a sum of doubles. `end` -1 never comes. */
+KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+                float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
+                GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
+                GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
+                GLOBAL const double *draws, float temperature, float top_p, int longest, int end,
+                GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob, int items) {
+    FOR_ITEMS(item, items) {
+        Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
+                         notes + item * room[1]);
+        GLOBAL const float *head = 0;
+        int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
+        for (int s = 0; s < count; s++) { /* read every prompt once */
+            int from = starts[first + s], length = starts[first + s + 1] - from;
+            if (source[first + s] != first + s) length = 0;
+            for (int t = 0; t <= length; t++) {
+                if (rows && (rows == m.rows || (s == count - 1 && t == length))) {
+                    head = forward(&m, rows);
+                    for (int r = 0; r < rows; r++) /* what comes last in a prompt stays */
+                        copy(m.n + (i64)r * width, m.last + (i64)m.slot[r] * width, width);
+                    rows = 0;
+                }
+                if (t == length) break;
+                m.token[rows] = tokens[from + t], m.where[rows] = where[from + t];
+                m.slot[rows] = s, m.at[rows] = t, rows++;
+            }
+        }
+        for (int s = 0; s < count; s++) {
+            int other = source[first + s] - first;
+            if (other != s) share(&m, other, s, starts[first + s + 1] - starts[first + s]);
+            copy(m.last + (i64)other * width, m.n + (i64)s * width, width);
+            m.live[s] = s, counts[first + s] = 0, logprob[first + s] = 0;
+        }
+        for (int i = 0, live = count; live; i++) {
+            judge(&m, head, live);
+            rows = 0;
+            for (int a = 0; a < live; a++) {
+                int s = m.live[a], all = first + s, last = starts[all + 1] - 1;
+                GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
+                double draw = temperature == 0 ? 0 : draws[(i64)all * longest + i];
+                int word = choose(&m, logits, temperature, top_p, draw);
+                logprob[all] += logprob_of(&m, logits, word);
+                said[(i64)all * longest + i] = word, counts[all] = i + 1;
+                if (word == end || i + 1 == longest) continue;
+                if (where[last] + 1 + i >= m.places) {
+                    counts[all] = -1;
+                    continue;
+                }
+                m.token[rows] = word, m.where[rows] = where[last] + 1 + i;
+                m.slot[rows] = s, m.at[rows] = last + 1 - starts[all] + i, m.live[rows++] = s;
+            }
+            if ((live = rows)) forward(&m, rows);
+        }
+    }
+}
+
+/* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before. */
+KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+             float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
+             GLOBAL const int *starts, GLOBAL const int *begins, GLOBAL const int *edges,
+             GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
+             GLOBAL double *logprob, int items) {
+    FOR_ITEMS(item, items) {
+        Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
+                         notes + item * room[1]);
+        int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
+        for (int s = 0; s < count; s++) {
+            int from = starts[first + s], length = starts[first + s + 1] - from - 1;
+            logprob[first + s] = 0;
+            for (int t = 0; t <= length; t++) { /* nothing comes after the last token */
+                if (rows && (rows == m.rows || (s == count - 1 && t == length))) {
+                    GLOBAL const float *head = forward(&m, rows);
+                    int asked = 0;
+                    for (int r = 0; r < rows; r++)
+                        if (m.at[r] + 1 >= begins[first + m.slot[r]]) {
+                            if (asked != r)
+                                copy(m.n + (i64)r * width, m.n + (i64)asked * width, width);
+                            m.live[asked++] = r;
+                        }
+                    judge(&m, head, asked);
+                    for (int a = 0; a < asked; a++) {
+                        int r = m.live[a], all = first + m.slot[r];
+                        int word = tokens[starts[all] + m.at[r] + 1];
+                        logprob[all] += logprob_of(&m, m.logits + (i64)a * m.words_p, word);
+                    }
+                    rows = 0;
+                }
+                if (t == length) break;
+                m.token[rows] = tokens[from + t], m.where[rows] = where[from + t];
+                m.slot[rows] = s, m.at[rows] = t, rows++;
+            }
+        }
+    }
+}

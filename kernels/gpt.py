@@ -1,0 +1,439 @@
+"""GPT-2 and Llama models of transformers run by `gpt.c`: generation and scores in float32.
+
+Nothing of transformers is imported here: a model is read through its `config` and `state_dict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from community.kernels.build import CProgram, Program, lanes
+
+ROWS = 96  # tokens in one pass, and sequences in a block, at most
+CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
+ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
+FAR = 2**20  # no rotary position is beyond it
+FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Unsupported(ValueError):
+    """A model that the kernels cannot run. Says which of its features they lack."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the kernels must know of a model; the order is that of `shape` in gpt.c."""
+
+    layers: int
+    width: int
+    heads: int
+    groups: int  # heads of keys and values
+    size: int  # of a head
+    hidden: int
+    words: int
+    places: int  # positions in the table
+    rms: bool
+    gated: bool
+    activation: int
+    learned: bool  # positions are learned, not rotary
+    epsilon: float
+
+    def numbers(self, places: int, slots: int) -> Tensor:
+        """With as many positions as the table has now, and a cache for so many sequences."""
+        fields = (self.layers, self.width, self.heads, self.groups, self.size, self.hidden)
+        more = (self.words, places, self.rms, self.gated, self.activation, self.learned)
+        return torch.tensor([*fields, *more, ROWS, slots], dtype=torch.int32)
+
+    def room(self, span: int, slots: int) -> tuple[int, int]:
+        """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
+        qkv = padded((self.heads + 2 * self.groups) * self.size)
+        mix = padded(self.heads * self.size) + panel()
+        middle = padded(self.hidden) * (1 + self.gated)
+        row = 3 * padded(self.width) + qkv + mix + middle + padded(self.words)
+        cache = self.token_floats() * span
+        return ROWS * row + slots * cache + padded(self.words) + span, 5 * ROWS + self.words
+
+    def token_floats(self) -> int:
+        """Floats that a token takes in the cache."""
+        return self.layers * self.groups * (self.size + padded(self.size))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What blocks work in, one row each, and how much of it is cache."""
+
+    floats: Tensor
+    ints: Tensor
+    span: int  # tokens of a sequence
+    slots: int  # sequences of a block
+
+
+class LanguageModel:
+    """A model of transformers, its weights in the order and shape in which `gpt.c` reads them.
+
+    Every row's answer and score are the same whatever rows share the call.
+    """
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        """`model`: a GPT2LMHeadModel or LlamaForCausalLM on the processor; `program`: the kernels
+        of "gpt". Raises Unsupported."""
+        self.program = program
+        self.refresh(model)
+
+    def refresh(self, model: nn.Module) -> None:
+        """Take the model's weights as they are now. Raises Unsupported."""
+        state = dict(model.state_dict())
+        kind = type(model).__name__
+        if kind not in _FAMILIES:
+            raise Unsupported(f"{kind} is none of {', '.join(_FAMILIES)}")
+        strange = {w.dtype for w in state.values()} - set(NARROW)
+        if strange:
+            raise Unsupported(f"weights are {str(strange.pop()).removeprefix('torch.')}")
+        if any(w.device.type != "cpu" for w in state.values()):
+            raise Unsupported("weights are not on the processor")
+        self.layout, parts = _FAMILIES[kind](model, state)
+        if state:
+            raise Unsupported(f"weights that {kind} does not usually have: {min(state)}")
+        self.weights = torch.cat([part.reshape(-1) for part in parts])
+        self._rotary = None if self.layout.learned else _rotary(model)
+        self._turns = torch.empty(0)
+        self._places = self.layout.places if self.layout.learned else 0
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]] | None,
+        draws: Tensor | None,
+        max_tokens: int,
+        end: int | None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> tuple[list[list[int]], list[float]]:
+        """One answer per prompt, its end token included, and its log-probability (temperature 1).
+
+        `draws` (R, max_tokens), uniform in [0, 1), decide what is sampled; at temperature 0 there
+        is nothing to decide. `positions` are 0, 1, 2, ... by default and go on by 1 a token.
+        Raises ValueError for what cannot be answered.
+        """
+        if max_tokens < 1 or not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError("max_tokens is at least 1 and temperature a number from 0 on")
+        if not top_p > 0:
+            raise ValueError("top_p is above 0")
+        places = self._checked(prompts, positions)
+        if temperature == 0:
+            draws = torch.zeros(len(prompts), max_tokens, dtype=torch.float64)
+        elif draws is None or draws.shape != (len(prompts), max_tokens):
+            raise ValueError(f"sampling needs draws of shape ({len(prompts)}, {max_tokens})")
+        longest = max((p[-1] for p in places), default=0) + max_tokens
+        self._turn(longest)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        logprobs = [0.0] * len(prompts)
+        keys = [(tuple(row), tuple(where)) for row, where in zip(prompts, places, strict=True)]
+        order = sorted(range(len(keys)), key=lambda i: (len(prompts[i]), keys[i]))
+        for blocks, memory in self._blocks(order, prompts, max_tokens):
+            ids = [i for block in blocks for i in block]
+            source: list[int] = []
+            for block in blocks:
+                first: dict[Any, int] = {}
+                for i in block:
+                    source.append(first.setdefault(keys[i], len(source)))
+            said = torch.zeros(len(ids), max_tokens, dtype=torch.int32)
+            counts = torch.zeros(len(ids), dtype=torch.int32)
+            total = torch.zeros(len(ids), dtype=torch.float64)
+            self._launch(
+                "generate",
+                [[*prompts[i]] for i in ids],
+                [[*places[i]] for i in ids],
+                source,
+                blocks,
+                memory,
+                draws[ids].double().contiguous(),
+                float(temperature),
+                float(top_p),
+                max_tokens,
+                -1 if end is None else end,
+                said,
+                counts,
+                total,
+            )
+            if int(counts.min()) < 0:
+                raise ValueError(f"an answer goes beyond position {self._places - 1}, the last one")
+            for i, row, count, logprob in zip(
+                ids, said.tolist(), counts.tolist(), total.tolist(), strict=True
+            ):
+                tokens[i], logprobs[i] = row[:count], logprob
+        return tokens, logprobs
+
+    def score(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]] | None,
+        starts: Sequence[int],
+    ) -> list[float]:
+        """Log-probability of the tokens of each row from place `starts` (1 or later) on.
+
+        Raises ValueError for what cannot be scored.
+        """
+        places = self._checked(rows, positions)
+        if len(starts) != len(rows) or any(
+            not 1 <= start <= len(row) for start, row in zip(starts, rows, strict=False)
+        ):
+            raise ValueError("one start a row, from 1 to the row's length")
+        self._turn(max((max(p) for p in places), default=0) + 1)
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for blocks, memory in self._blocks(order, rows, 0):
+            ids = [i for block in blocks for i in block]
+            total = torch.zeros(len(ids), dtype=torch.float64)
+            self._launch(
+                "score",
+                [[*rows[i]] for i in ids],
+                [[*places[i]] for i in ids],
+                [starts[i] for i in ids],
+                blocks,
+                memory,
+                total,
+            )
+            for i, score in zip(ids, total.tolist(), strict=True):
+                scores[i] = score
+        return scores
+
+    # -- calling ---------------------------------------------------------------------------
+
+    def _launch(
+        self,
+        kernel: str,
+        rows: list[list[int]],
+        places: list[list[int]],
+        each: list[int],
+        blocks: list[list[int]],
+        memory: Memory,
+        *more: Tensor | int | float,
+    ) -> None:
+        """Run a kernel on blocks of rows; `each` is one number a row."""
+        self.program(
+            kernel,
+            self.layout.numbers(self._places, memory.slots),
+            self.weights,
+            self._turns,
+            self.layout.epsilon,
+            _ints(t for row in rows for t in row),
+            _ints(p for where in places for p in where),
+            _ints(accumulate(map(len, rows), initial=0)),
+            _ints(each),
+            _ints(accumulate(map(len, blocks), initial=0)),
+            memory.floats,
+            memory.ints,
+            torch.tensor([memory.floats.shape[1], memory.ints.shape[1]]),
+            memory.span,
+            *more,
+            items=len(blocks),
+        )
+
+    def _blocks(
+        self, order: list[int], rows: Sequence[Sequence[int]], more: int
+    ) -> Iterator[tuple[list[list[int]], Memory]]:
+        """Rows in blocks of nearly equal size, as many a time as may run at once, with memory
+        for rows that grow by `more` tokens."""
+        if not order:
+            return
+        span = _span(max(map(len, rows)) + more)
+        most = min(ROWS, max(1, CACHE // (self.layout.token_floats() * span)))
+        at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
+        count = max(math.ceil(len(order) / most), min(at_once, len(order)))
+        edges = [len(order) * n // count for n in range(count + 1)]
+        blocks = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        slots = max(map(len, blocks))
+        floats, ints = self.layout.room(span, slots)
+        places = min(at_once, count)
+        memory = Memory(
+            torch.empty(places, floats), torch.empty(places, ints, dtype=torch.int32), span, slots
+        )
+        for n in range(0, count, at_once):
+            yield blocks[n : n + at_once], memory
+
+    def _checked(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None
+    ) -> Sequence[Sequence[int]]:
+        """The positions. Raises ValueError for rows or positions that the model cannot read."""
+        if positions is None:
+            positions = [range(len(row)) for row in rows]
+        if list(map(len, positions)) != list(map(len, rows)):
+            raise ValueError("one position a token")
+        for row, where in zip(rows, positions, strict=True):
+            if not row:
+                raise ValueError("a row without tokens")
+            if not (0 <= min(row) and max(row) < self.layout.words):
+                raise ValueError(f"tokens are from 0 to {self.layout.words - 1}")
+            most = self._places - 1 if self.layout.learned else FAR
+            if not (0 <= min(where) and max(where) <= most):
+                raise ValueError(f"positions are from 0 to {most}")
+        return positions
+
+    def _turn(self, places: int) -> None:
+        """Have cosines and sines of at least so many positions, (places, 2, size / 2)."""
+        if self._rotary is None or places <= self._places:
+            return
+        speeds, scale = self._rotary
+        self._places = max(places, self.layout.places)
+        angles = torch.arange(self._places).float()[:, None] * speeds
+        self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+
+
+def _ints(values: Any) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int32)
+
+
+def panel() -> int:
+    """Outputs of a panel of weights: WIDE in gpt.c."""
+    return 2 * lanes()
+
+
+def padded(n: int) -> int:
+    """The next multiple of a panel."""
+    return -(-n // panel()) * panel()
+
+
+def _span(tokens: int) -> int:
+    return -(-tokens // lanes()) * lanes()
+
+
+# -- reading weights -------------------------------------------------------------------
+
+
+def _row(weight: Tensor, value: float = 0.0) -> Tensor:
+    """(..., n) in float32, padded to whole panels with `value`."""
+    more = padded(weight.shape[-1]) - weight.shape[-1]
+    return nn.functional.pad(weight.detach().float(), (0, more), value=value)
+
+
+def _product(weight: Tensor, bias: Tensor | None, pad: float = 0.0) -> Tensor:
+    """W (in, out) and b as `product` of gpt.c reads them: b, then W panel by panel."""
+    inputs, outputs = weight.shape
+    bias = torch.zeros(outputs) if bias is None else bias
+    panels = _row(weight).view(inputs, -1, panel()).transpose(0, 1)
+    return torch.cat([_row(bias, pad), panels.reshape(-1)])
+
+
+def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tensor]]:
+    config: Any = model.config
+    if config.add_cross_attention:
+        raise Unsupported("cross attention")
+    width, heads = config.n_embd, config.n_head
+    layout = Layout(
+        layers=config.n_layer,
+        width=width,
+        heads=heads,
+        groups=heads,
+        size=width // heads,
+        hidden=config.n_inner or 4 * width,
+        words=config.vocab_size,
+        places=config.n_positions,
+        rms=False,
+        gated=False,
+        activation=_activation(config.activation_function),
+        learned=True,
+        epsilon=config.layer_norm_epsilon,
+    )
+    take = state.pop
+    parts = [_row(take("transformer.wte.weight")), _row(take("transformer.wpe.weight"))]
+    for n in range(layout.layers):
+        at = f"transformer.h.{n}."
+
+        def both(name: str, at: str = at) -> tuple[Tensor, Tensor]:
+            return take(f"{at}{name}.weight").float(), take(f"{at}{name}.bias").float()
+
+        scale = torch.ones(3 * width)  # of the scores, moved into the queries
+        scale[:width] = layout.size**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale[:width] /= n + 1
+        weight, bias = both("attn.c_attn")
+        parts += [*map(_row, both("ln_1")), _product(weight * scale, bias * scale)]
+        parts += [_product(*both("attn.c_proj")), *map(_row, both("ln_2"))]
+        parts += [_product(*both("mlp.c_fc")), _product(*both("mlp.c_proj"))]
+    parts += [_row(take("transformer.ln_f.weight")), _row(take("transformer.ln_f.bias"))]
+    return layout, [*parts, _head(state)]
+
+
+def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tensor]]:
+    config: Any = model.config
+    heads = config.num_attention_heads
+    layout = Layout(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=heads,
+        groups=config.num_key_value_heads,
+        size=config.head_dim,
+        hidden=config.intermediate_size,
+        words=config.vocab_size,
+        places=config.max_position_embeddings,
+        rms=True,
+        gated=True,
+        activation=_activation(config.hidden_act),
+        learned=False,
+        epsilon=config.rms_norm_eps,
+    )
+    if layout.size % 2 or heads % layout.groups:
+        raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
+    nothing = torch.zeros(padded(layout.width))  # RMSNorm shifts by nothing
+    parts = [_row(state.pop("model.embed_tokens.weight"))]
+    for n in range(layout.layers):
+        at = f"model.layers.{n}."
+
+        def norm(name: str, at: str = at) -> list[Tensor]:
+            return [_row(state.pop(f"{at}{name}.weight")), nothing]
+
+        def linear(name: str, at: str = at, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+            weight = state.pop(f"{at}{name}.weight").float()
+            bias = state.pop(f"{at}{name}.bias", None)
+            bias = torch.zeros(len(weight)) if bias is None else bias.float()
+            return weight.T * scale, bias * scale
+
+        queries = linear("self_attn.q_proj", scale=layout.size**-0.5)
+        attention = [queries, linear("self_attn.k_proj"), linear("self_attn.v_proj")]
+        middle = [linear("mlp.gate_proj"), linear("mlp.up_proj")]
+        middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
+        parts += [*norm("input_layernorm"), _beside(attention)]
+        parts += [_product(*linear("self_attn.o_proj")), *norm("post_attention_layernorm")]
+        parts += [_beside(middle), _product(*linear("mlp.down_proj"))]
+    parts += [_row(state.pop("model.norm.weight")), nothing]
+    return layout, [*parts, _head(state)]
+
+
+_FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
+
+
+def _beside(layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Several products of the same inputs as one."""
+    return _product(torch.cat([w for w, _ in layers], 1), torch.cat([b for _, b in layers]))
+
+
+def _head(state: dict[str, Tensor]) -> Tensor:
+    """What is padding can never be chosen: its bias is minus infinity."""
+    return _product(state.pop("lm_head.weight").T, state.pop("lm_head.bias", None), -math.inf)
+
+
+def _activation(name: str) -> int:
+    if name not in ACTIVATIONS:
+        raise Unsupported(f"activation {name}")
+    return ACTIVATIONS[name]
+
+
+def _rotary(model: nn.Module) -> tuple[Tensor, float]:
+    """Angles per position, (size / 2), and what cosine and sine are multiplied by."""
+    config: Any = model.config
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in FIXED_TURNS:
+        raise Unsupported(f"rotary positions of type {kind}")
+    module: Any = model.get_submodule("model.rotary_emb")
+    if len(module.inv_freq) * 2 != config.head_dim:
+        raise Unsupported("rotary positions for a part of the head")
+    return module.inv_freq.detach().float(), float(module.attention_scaling)
