@@ -33,6 +33,7 @@ from community.agents.pretrained import Adapter, adapted, load_weights, pretrain
 from community.config import Section
 from community.errors import CommunityError
 from community.kernels.backend import backend, kernels
+from community.kernels.build import Program
 from community.kernels.gpt import LanguageModel, Unsupported
 from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
@@ -106,7 +107,8 @@ class TransformerAgent:
         self.checkpoint = ""
         on_processor = generator != "torch" and self.device.type == "cpu"
         self._program = kernels("gpt") if on_processor else None
-        self._fast: tuple[LanguageModel, object] | None = None  # and the weights it has
+        self._fast: LanguageModel | None = None
+        self._seen: list[tuple[int, int]] | None = None  # the weights that it has
         if generator == "kernels":
             self._require_kernels()
 
@@ -230,32 +232,32 @@ class TransformerAgent:
 
     def _kernels(self) -> LanguageModel | None:
         """The kernels with the weights as they are now; None where torch is to compute."""
-        if self._program is None:
-            return None
+        if self._program is not None:
+            try:
+                return self._current(self._program)
+            except Unsupported:
+                self._program = None
+        return None
+
+    def _current(self, program: Program) -> LanguageModel:
         weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
-        try:
-            if self._fast is None:
-                self._fast = LanguageModel(self.model, self._program), weights
-            elif self._fast[1] != weights:
-                self._fast[0].refresh(self.model)
-                self._fast = self._fast[0], weights
-        except Unsupported:
-            self._program = None
-            return None
-        return self._fast[0]
+        if self._fast is None:
+            self._fast = LanguageModel(self.model, program)
+        elif self._seen != weights:
+            self._fast.refresh(self.model)
+        self._seen = weights
+        return self._fast
 
     def _require_kernels(self) -> None:
-        if self._program is None:
-            why = "it is on a GPU" if self.device.type != "cpu" else backend("cpu")[1]
-            raise CommunityError(
-                f'{self.name} cannot use the kernels: {why}; use generator = "torch"'
-            )
-        try:
-            LanguageModel(self.model, self._program)
-        except Unsupported as error:
-            raise CommunityError(
-                f'{self.name} cannot use the kernels: {error}; use generator = "torch"'
-            ) from error
+        why = "it is on a GPU" if self.device.type != "cpu" else backend("cpu")[1]
+        if self._program is not None:
+            try:
+                self._current(self._program)
+                return
+            except Unsupported as error:
+                why = str(error)
+        advice = 'say generator = "torch", or nothing'
+        raise CommunityError(f"the kernels cannot run {self.name} ({why}); {advice}")
 
     # -- learning ----------------------------------------------------------------------
 
@@ -268,6 +270,7 @@ class TransformerAgent:
                 "hand each lesson to the learner that it names"
             )
         torch.manual_seed(study.seed % 2**32)
+        self._seen = None
         return train(self.model, self.codec, study, self.optimizer, self.offsets)
 
     # -- checkpoints -------------------------------------------------------------------
@@ -295,6 +298,7 @@ class TransformerAgent:
                 "restore the file or start the run anew"
             )
         load_weights(self.model, path)
+        self._seen = None
         self.checkpoint = checkpoint
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -250,7 +250,7 @@ class LanguageModel:
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         edges = [len(order) * n // count for n in range(count + 1)]
-        blocks = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        blocks = [order[a:b] for a, b in pairwise(edges)]
         slots = max(map(len, blocks))
         floats, ints = self.layout.room(span, slots)
         places = min(at_once, count)
@@ -271,10 +271,10 @@ class LanguageModel:
         for row, where in zip(rows, positions, strict=True):
             if not row:
                 raise ValueError("a row without tokens")
-            if not (0 <= min(row) and max(row) < self.layout.words):
+            if min(row) < 0 or max(row) >= self.layout.words:
                 raise ValueError(f"tokens are from 0 to {self.layout.words - 1}")
             most = self._places - 1 if self.layout.learned else FAR
-            if not (0 <= min(where) and max(where) <= most):
+            if min(where) < 0 or max(where) > most:
                 raise ValueError(f"positions are from 0 to {most}")
         return positions
 

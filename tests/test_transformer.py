@@ -15,7 +15,8 @@ from community.agents.learning import Optimizer
 from community.agents.pretrained import Adapter
 from community.agents.transformer import Shape, TransformerAgent
 from community.errors import CommunityError
-from community.types import Agent, Ballot, Idea, Lesson, Request, Study, Task
+from community.kernels.backend import backend
+from community.types import Agent, Ballot, Decoding, Idea, Lesson, Request, Study, Task
 
 TASK = sums(1)[0]
 STUDY = Study(1, 0, tuple(lessons(8)), steps=2, batch=4)
@@ -181,6 +182,53 @@ def test_it_learns_sums_of_one_digit() -> None:
     ideas = agent.propose(requests(tasks))
     right = [i.text == ARENA.solve(t) for i, t in zip(ideas, tasks, strict=True)]
     assert sum(right) > 0.9 * len(right)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["llama", "gpt2"])
+@pytest.mark.skipif(backend()[0] == "reference", reason="no kernels here")
+def test_the_kernels_answer_and_judge_like_torch(shape: Shape, tmp_path: Path) -> None:
+    """Before and after learning, and back at an old checkpoint."""
+    ours, theirs = (
+        member(shape=shape, max_tokens=6, optimizer=FAST, generator=g) for g in ("kernels", "torch")
+    )
+    old, texts = ours.save(tmp_path), []
+
+    def compare() -> None:
+        for temperature in (0.0, 0.7):
+            ours.decoding = theirs.decoding = Decoding(temperature, 0.9, 6)
+            found, expected = ours.propose(requests(sums(8))), theirs.propose(requests(sums(8)))
+            assert [i.text for i in found] == [i.text for i in expected]
+            for a, b in zip(found, expected, strict=True):
+                assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+        assert logprob(ours, "12") == pytest.approx(logprob(theirs, "12"), abs=1e-4)
+        texts.append(tuple(i.text for i in found))
+
+    compare()
+    for agent in (ours, theirs):
+        agent.learn(STUDY)
+    compare()
+    for agent in (ours, theirs):
+        agent.load(tmp_path, old)
+    compare()
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_a_model_that_the_kernels_cannot_run() -> None:
+    neox = Shape(family="gpt_neox", width=16, depth=1, heads=2)
+    assert member(shape=neox).propose(requests([TASK]))
+    with pytest.raises(CommunityError, match="GPTNeoXForCausalLM"):
+        member(shape=neox, generator="kernels")
+
+
+def test_kernels_that_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
+    backend.cache_clear()
+    try:
+        assert member().propose(requests([TASK]))
+        with pytest.raises(CommunityError, match="COMMUNITY_KERNELS=reference"):
+            member(generator="kernels")
+    finally:
+        backend.cache_clear()
 
 
 def test_what_cannot_be_made() -> None:

@@ -1,0 +1,370 @@
+"""Language models in C and OpenCL: the answers and scores of transformers, whatever the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARENA, RESTART, SHAPE, sums, tiny
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from community.agents.codec import CharacterCodec
+from community.agents.decoding import (
+    _draws,
+    generate,
+    generate_by_kernels,
+    score,
+    score_by_kernels,
+)
+from community.agents.transformer import Shape
+from community.kernels import build, gpt
+from community.kernels.gpt import LanguageModel, Unsupported
+from community.types import Decoding
+
+WORDS = 37
+END = 1
+IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": 0}
+SHARP = 8  # times the usual weights, so that untrained answers depend on the prompt
+
+
+@cache
+def program(backend: str) -> build.Program:
+    if backend == "opencl":
+        pytest.importorskip("pyopencl")
+    try:
+        return build.program("gpt", backend)
+    except build.BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["c", "opencl"])
+def backend(request: pytest.FixtureRequest) -> str:
+    program(request.param)
+    return str(request.param)
+
+
+def any_program() -> build.Program:
+    return program("c" if build.compiler() else "opencl")
+
+
+def sharp(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(SHARP)
+            elif "bias" in name:
+                parameter.normal_(std=0.1)
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def gpt2(**options: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    shape = {"vocab_size": WORDS, "n_positions": 64, "n_embd": 20, "n_layer": 2, "n_head": 2}
+    return sharp(GPT2LMHeadModel(GPT2Config(**{**shape, **IDS, **options})))
+
+
+def llama(**options: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": WORDS,
+        "hidden_size": 48,
+        "intermediate_size": 52,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    return sharp(LlamaForCausalLM(LlamaConfig(**{**shape, **IDS, **options})))
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "gpt2-relu": lambda: gpt2(activation_function="relu", n_inner=30, n_embd=64, n_head=1),
+    "gpt2-untied": lambda: gpt2(tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True),
+    "llama": llama,
+    "llama-tied": lambda: llama(tie_word_embeddings=True, num_key_value_heads=1),
+    "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True, num_key_value_heads=4),
+    "llama-wide-heads": lambda: llama(head_dim=72, num_attention_heads=2),
+    "llama-3": lambda: llama(
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    ),
+}
+
+
+class Numbers(CharacterCodec):
+    """Tokens that stand for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("".join(chr(ord("a") + i) for i in range(WORDS - 2)))
+
+
+def prompts(count: int = 12) -> list[list[int]]:
+    """Of different lengths, some twice."""
+    torch.manual_seed(1)
+    made = [torch.randint(2, WORDS, (n % 29 + 1,)).tolist() for n in range(1, 5 * count, 5)]
+    return made + made[:2]
+
+
+def logs(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.as_tensor(model(torch.tensor([tokens])).logits[0]).log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
+    model = MODELS[name]()
+    ours = LanguageModel(model, program(backend))
+    answers, logprobs = ours.generate(prompts(), None, None, 20, END)
+    for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+        )
+        assert answer == out[0, len(prompt) :].tolist()
+        found = logs(model, prompt + answer)[len(prompt) - 1 : -1]
+        assert logprob == pytest.approx(float(found[range(len(answer)), answer].sum()), abs=1e-4)
+    assert len({tuple(a) for a in answers}) > 3
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> None:
+    model, codec = MODELS[name](), Numbers()
+    decoding = Decoding(temperature=1.3, top_p=top_p, max_tokens=12)
+    asked = [p for p in prompts() for _ in range(5)]
+    seeds = list(range(len(asked)))
+    expected = generate(model, codec, asked, seeds, decoding)
+    found = generate_by_kernels(
+        LanguageModel(model, program(backend)), codec, asked, seeds, decoding
+    )
+    same = [a for a, b in zip(found, expected, strict=True) if a.tokens == b.tokens]
+    assert len(same) >= 0.97 * len(asked)
+    for a, b in zip(found, expected, strict=True):
+        assert a.tokens != b.tokens or a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    assert any(len(a.tokens) < 12 for a in found)  # some reach the end
+
+
+@pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["plain", "restart"])
+def test_positions_of_the_codec(shape: Shape, backend: str) -> None:
+    model, codec = tiny(shape)
+    model = model.float()
+    ours = LanguageModel(model, program(backend))
+    asked = [codec.prompt(task.prompt) for task in sums(9, level=5)]
+    greedy = Decoding(max_tokens=9)
+    none = [0] * len(asked)
+    expected = generate(model, codec, asked, none, greedy)
+    found = generate_by_kernels(ours, codec, asked, none, greedy)
+    assert [a.tokens for a in found] == [a.tokens for a in expected]
+    pairs = [(p, codec.answer(ARENA.solve(t))) for p, t in zip(asked, sums(9, 5), strict=True)]
+    expected_scores = score(model, codec, pairs)
+    assert score_by_kernels(ours, codec, pairs) == pytest.approx(expected_scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_torch(name: str, backend: str) -> None:
+    model, codec = MODELS[name](), Numbers()
+    pairs = [(p, [*p[::-1], END]) for p in prompts(40)]
+    found = score_by_kernels(LanguageModel(model, program(backend)), codec, pairs)
+    assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-relu", "llama"])
+def test_a_row_is_the_same_in_every_batch(name: str, backend: str) -> None:
+    """To the last bit: alone, beside others, in another order, in a block or the next one."""
+    ours = LanguageModel(MODELS[name](), program(backend))
+    asked = [p for p in prompts(30) for _ in range(4)]  # more than a block holds
+    assert len(asked) > gpt.ROWS
+    draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=10))
+    whole = ours.generate(asked, None, draws, 10, END, 1.0, 0.9)
+    scores = ours.score(asked, None, [1] * len(asked))
+    for n in range(0, len(asked), 17):
+        tokens, logprobs = ours.generate([asked[n]], None, draws[n : n + 1], 10, END, 1.0, 0.9)
+        assert (tokens[0], logprobs[0]) == (whole[0][n], whole[1][n])
+        assert ours.score([asked[n]], None, [1]) == [scores[n]]
+    back = ours.generate(asked[::-1], None, draws.flip(0), 10, END, 1.0, 0.9)
+    assert (back[0][::-1], back[1][::-1]) == whole
+
+
+def test_blocks_of_several_threads_and_of_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = LanguageModel(gpt2(), any_program())
+    whole = ours.generate(prompts(), None, None, 10, END)
+    monkeypatch.setattr(gpt, "CACHE", 20000)
+    assert ours.generate(prompts(), None, None, 10, END) == whole
+    if build.find_spec("pyopencl"):
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        found = LanguageModel(gpt2(), program("opencl")).generate(prompts(), None, None, 10, END)
+        torch.set_num_threads(before)
+        assert found[0] == whole[0]
+
+
+def test_c_and_opencl_agree() -> None:
+    asked = [p for p in prompts() for _ in range(5)]
+    draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=16))
+    for model in (gpt2(), llama()):
+        both = [
+            LanguageModel(model, program(b)).generate(asked, None, draws, 16, END, 1.0, 0.95)
+            for b in ("c", "opencl")
+        ]
+        assert both[0][0] == both[1][0]
+        assert both[0][1] == pytest.approx(both[1][1], abs=1e-4)
+
+
+def test_new_weights_count_after_a_refresh() -> None:
+    model = llama()
+    ours = LanguageModel(model, any_program())
+    before = ours.score(prompts(), None, [1] * 14)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.1)
+    assert ours.score(prompts(), None, [1] * 14) == before
+    ours.refresh(model)
+    assert ours.score(prompts(), None, [1] * 14) == LanguageModel(model, any_program()).score(
+        prompts(), None, [1] * 14
+    )
+
+
+def test_bfloat16_weights_are_computed_in_float32() -> None:
+    model = llama().bfloat16()
+    ours = LanguageModel(model, any_program()).score(prompts(), None, [1] * 14)
+    wide = score(model.float(), Numbers(), [(p[:1], p[1:]) for p in prompts() if p[1:]])
+    assert [s for s, p in zip(ours, prompts(), strict=True) if p[1:]] == pytest.approx(
+        wide, abs=1e-2
+    )
+
+
+NEOX = GPTNeoXConfig(
+    vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "feature"),
+    [
+        (lambda: GPTNeoXForCausalLM(NEOX), "GPTNeoXForCausalLM"),
+        (lambda: gpt2(activation_function="gelu"), "activation gelu"),
+        (lambda: gpt2(add_cross_attention=True), "cross attention"),
+        (lambda: llama().double(), "float64"),
+        (
+            lambda: llama(
+                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+            ),
+            "dynamic",
+        ),
+    ],
+    ids=["family", "activation", "cross", "double", "rotary"],
+)
+def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
+    with pytest.raises(Unsupported, match=feature):
+        LanguageModel(make(), any_program())
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "empty prompt": {"prompts": [[3], []]},
+    "token": {"prompts": [[3, WORDS]]},
+    "negative token": {"prompts": [[-1]]},
+    "prompt beyond the positions": {"prompts": [[3] * 65]},
+    "answer beyond the positions": {"prompts": [[3] * 60], "end": None},
+    "negative position": {"positions": [[0, -1]]},
+    "position beyond the table": {"positions": [[0, 64]]},
+    "positions of another length": {"positions": [[0]]},
+    "temperature": {"temperature": float("nan")},
+    "infinite temperature": {"temperature": float("inf")},
+    "cold": {"temperature": -1.0},
+    "top_p": {"top_p": float("nan")},
+    "no tokens": {"max_tokens": 0},
+    "no draws": {"temperature": 1.0},
+    "few draws": {"temperature": 1.0, "draws": torch.zeros(1, 3)},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_answered_is_refused(name: str) -> None:
+    usual: dict[str, Any] = {"prompts": [[3, 4]], "positions": None, "draws": None}
+    usual |= {"max_tokens": 8, "end": END}
+    with pytest.raises(ValueError):
+        LanguageModel(gpt2(), any_program()).generate(**{**usual, **BAD[name]})
+
+
+@pytest.mark.parametrize("start", [0, 3, -1])
+def test_what_cannot_be_scored_is_refused(start: int) -> None:
+    with pytest.raises(ValueError):
+        LanguageModel(gpt2(), any_program()).score([[3, 4]], None, [start])
+
+
+def test_nothing_asked_nothing_said() -> None:
+    ours = LanguageModel(gpt2(), any_program())
+    assert ours.generate([], None, None, 8, END) == ([], [])
+    assert ours.score([], None, []) == []
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30])
+def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.wte.weight[:] = weight
+    ours = LanguageModel(model, program(backend))
+    draws = torch.rand(14, 8, dtype=torch.float64)
+    for temperature in (0.0, 1e-30, 1.0):
+        for top_p in (1.0, 0.5):
+            answers, _ = ours.generate(prompts(), None, draws, 8, None, temperature, top_p)
+            assert all(0 <= t < WORDS for answer in answers for t in answer)
+
+
+SANITIZED = """
+import torch
+import test_gpt as t
+from community.kernels.build import CProgram
+program = CProgram("gpt", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+for make in t.MODELS.values():
+    ours = t.LanguageModel(make(), program)
+    asked = [p for p in t.prompts(30) for _ in range(4)]
+    draws = torch.rand(len(asked), 9, dtype=torch.float64)
+    for p in (1.0, 0.5):
+        ours.generate(asked, None, draws, 9, t.END, 1.0, p)
+    ours.generate(asked[:1], None, None, 9, None)
+    ours.score(asked, None, [1] * len(asked))
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_out_of_place() -> None:
+    compiler = build.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    call = [compiler, "-print-file-name=libasan.so"]
+    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("no address sanitizer")
+    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parent,
+        env=given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
