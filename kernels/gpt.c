@@ -250,12 +250,12 @@ static GLOBAL const float *normed(const Model *m, GLOBAL const float *w, int row
 
 /* Rotates a head by its position: the first half of the dimensions against the second. */
 static void rotate(const Model *m, GLOBAL float *head, int where) {
-    int half = m->size / 2;
-    GLOBAL const float *cosine = m->turns + (i64)where * m->size, *sine = cosine + half;
-    for (int i = 0; i < half; i++) {
-        float a = head[i], b = head[i + half];
+    int middle = m->size / 2;
+    GLOBAL const float *cosine = m->turns + (i64)where * m->size, *sine = cosine + middle;
+    for (int i = 0; i < middle; i++) {
+        float a = head[i], b = head[i + middle];
         head[i] = a * cosine[i] - b * sine[i];
-        head[i + half] = b * cosine[i] + a * sine[i];
+        head[i + middle] = b * cosine[i] + a * sine[i];
     }
 }
 

@@ -21,6 +21,7 @@ CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
 FAR = 2**20  # no rotary position is beyond it
 FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "community")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -351,8 +352,10 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tens
         def both(name: str, at: str = at) -> tuple[Tensor, Tensor]:
             return take(f"{at}{name}.weight").float(), take(f"{at}{name}.bias").float()
 
-        scale = torch.ones(3 * width)  # of the scores, moved into the queries
-        scale[:width] = layout.size**-0.5 if config.scale_attn_weights else 1.0
+        scale = torch.ones(3 * width)
+        scale[:width] = _sharpness(config, layout)
+        if not config.scale_attn_weights:
+            scale[:width] *= layout.size**0.5
         if config.scale_attn_by_inverse_layer_idx:
             scale[:width] /= n + 1
         weight, bias = both("attn.c_attn")
@@ -391,13 +394,13 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Ten
         def norm(name: str, at: str = at) -> list[Tensor]:
             return [_row(state.pop(f"{at}{name}.weight")), nothing]
 
-        def linear(name: str, at: str = at, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        def linear(name: str, at: str = at, scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
             weight = state.pop(f"{at}{name}.weight").float()
             bias = state.pop(f"{at}{name}.bias", None)
             bias = torch.zeros(len(weight)) if bias is None else bias.float()
             return weight.T * scale, bias * scale
 
-        queries = linear("self_attn.q_proj", scale=layout.size**-0.5)
+        queries = linear("self_attn.q_proj", scale=_sharpness(config, layout))
         attention = [queries, linear("self_attn.k_proj"), linear("self_attn.v_proj")]
         middle = [linear("mlp.gate_proj"), linear("mlp.up_proj")]
         middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
@@ -419,6 +422,21 @@ def _beside(layers: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _head(state: dict[str, Tensor]) -> Tensor:
     """What is padding can never be chosen: its bias is minus infinity."""
     return _product(state.pop("lm_head.weight").T, state.pop("lm_head.bias", None), -math.inf)
+
+
+def _sharpness(config: Any, layout: Layout) -> Tensor:
+    """What scores are multiplied by, and so the queries: (heads * size)."""
+    kind = config._attn_implementation or "eager"
+    if kind not in ATTENTIONS:
+        raise Unsupported(f"attention {kind}")
+    temperature = torch.ones(())
+    if kind == "community":
+        if getattr(config, "attention_sink", False):
+            raise Unsupported("attention_sink")
+        given = getattr(config, "attention_temperature", None)
+        temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32)
+    each = (layout.size**-0.5 / temperature).expand(layout.heads)
+    return each.repeat_interleave(layout.size)
 
 
 def _activation(name: str) -> int:

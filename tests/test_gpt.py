@@ -32,9 +32,11 @@ from community.agents.decoding import (
 )
 from community.agents.transformer import Shape
 from community.kernels import build, gpt
+from community.kernels.ecosystem import register
 from community.kernels.gpt import LanguageModel, Unsupported
 from community.types import Decoding
 
+register()
 WORDS = 37
 END = 1
 IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": 0}
@@ -101,6 +103,9 @@ MODELS = {
     "llama-tied": lambda: llama(tie_word_embeddings=True, num_key_value_heads=1),
     "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True, num_key_value_heads=4),
     "llama-wide-heads": lambda: llama(head_dim=72, num_attention_heads=2),
+    "llama-temperature": lambda: llama(
+        attn_implementation="community", attention_temperature=[0.5, 0.7, 1.0, 2.0]
+    ),
     "llama-3": lambda: llama(
         rope_parameters={
             "rope_type": "llama3",
@@ -265,6 +270,7 @@ NEOX = GPTNeoXConfig(
     [
         (lambda: GPTNeoXForCausalLM(NEOX), "GPTNeoXForCausalLM"),
         (lambda: gpt2(activation_function="gelu"), "activation gelu"),
+        (lambda: gpt2(attn_implementation="community", attention_sink=True), "attention_sink"),
         (lambda: gpt2(add_cross_attention=True), "cross attention"),
         (lambda: llama().double(), "float64"),
         (
@@ -274,7 +280,7 @@ NEOX = GPTNeoXConfig(
             "dynamic",
         ),
     ],
-    ids=["family", "activation", "cross", "double", "rotary"],
+    ids=["family", "activation", "sink", "cross", "double", "rotary"],
 )
 def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):

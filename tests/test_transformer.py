@@ -15,7 +15,7 @@ from community.agents.learning import Optimizer
 from community.agents.pretrained import Adapter
 from community.agents.transformer import Shape, TransformerAgent
 from community.errors import CommunityError
-from community.kernels.backend import backend
+from community.kernels.backend import backend, kernels
 from community.types import Agent, Ballot, Decoding, Idea, Lesson, Request, Study, Task
 
 TASK = sums(1)[0]
@@ -222,13 +222,15 @@ def test_a_model_that_the_kernels_cannot_run() -> None:
 
 def test_kernels_that_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
-    backend.cache_clear()
+    for chosen in (backend, kernels):
+        chosen.cache_clear()
     try:
         assert member().propose(requests([TASK]))
         with pytest.raises(CommunityError, match="COMMUNITY_KERNELS=reference"):
             member(generator="kernels")
     finally:
-        backend.cache_clear()
+        for chosen in (backend, kernels):
+            chosen.cache_clear()
 
 
 def test_what_cannot_be_made() -> None:
