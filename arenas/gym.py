@@ -88,7 +88,8 @@ class GymArena:
     """
 
     name = "gym"
-    alphabet = string.printable
+    # ASCII and Latin letters with accents, which its word lists hold here and there
+    alphabet = string.printable + "".join(map(chr, range(0xA1, 0x180)))
 
     def __init__(self, tasks: Sequence[str | Mapping[str, Any]]) -> None:
         _require()
