@@ -326,15 +326,24 @@ static void blend(const Model *m, GLOBAL const float *values, int tokens, float 
     }
 }
 
+/* Has `n` floats on their way from memory while something else is computed. */
+static void fetch(GLOBAL const float *x, int n) {
+    for (int i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 /* Softmax attention of a row over its own sequence up to itself. Queries come scaled. */
 static void attend(const Model *m, int layer, int r) {
     int tokens = m->at[r] + 1, blocks = (tokens + LANES - 1) / LANES, per = m->heads / m->groups;
     for (int h = 0; h < m->heads; h++) {
         i64 place = cached(m, m->slot[r], layer, h / per) * m->span;
+        fetch(m->values + place * m->size_p, tokens * m->size_p);
         compare(m, m->qkv + (i64)r * m->qkv_p + h * m->size, m->keys + place * m->size, blocks);
         for (int t = tokens; t < blocks * LANES; t++) m->scores[t] = -INFINITY_F;
         float top = most(m->scores, blocks * LANES);
         float total = exponentials(m->scores, m->scores, blocks * LANES, top, 1.0f);
+        if (h + 1 < m->heads)
+            fetch(m->keys + cached(m, m->slot[r], layer, (h + 1) / per) * m->span * m->size,
+                  blocks * LANES * m->size);
         /* The padding of a head falls where the next head, or nothing, is written. */
         blend(m, m->values + place * m->size_p, tokens, total,
               m->attended + (i64)r * m->mix_p + h * m->size);
@@ -378,8 +387,8 @@ static GLOBAL const float *forward(const Model *m, int rows) {
     return normed(m, w, rows);
 }
 
-/* Padding has a bias of minus infinity in the head. */
-static void judge(const Model *m, GLOBAL const float *head, int rows) {
+/* logits of what is in m->n. Padding has a bias of minus infinity in the head. */
+static void predict(const Model *m, GLOBAL const float *head, int rows) {
     product(m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0);
 }
 
@@ -508,7 +517,7 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
             m.live[s] = s, counts[first + s] = 0, logprob[first + s] = 0;
         }
         for (int i = 0, live = count; live; i++) {
-            judge(&m, head, live);
+            predict(&m, head, live);
             rows = 0;
             for (int a = 0; a < live; a++) {
                 int s = m.live[a], all = first + s, last = starts[all + 1] - 1;
@@ -553,7 +562,7 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const 
                                 copy(m.n + (i64)r * width, m.n + (i64)asked * width, width);
                             m.live[asked++] = r;
                         }
-                    judge(&m, head, asked);
+                    predict(&m, head, asked);
                     for (int a = 0; a < asked; a++) {
                         int r = m.live[a], all = first + m.slot[r];
                         int word = tokens[starts[all] + m.at[r] + 1];
