@@ -53,8 +53,9 @@ def measured(
     ours = LanguageModel(model, program)
     for size in sizes:
         prompts = torch.randint(WORDS, (size, PROMPT))
+        lists = prompts.tolist()
 
-        def we(rows: list[list[int]] = prompts.tolist()) -> list[list[int]]:
+        def we(rows: list[list[int]] = lists) -> list[list[int]]:
             return ours.generate(rows, None, None, ANSWER, None)[0]
 
         def they(rows: torch.Tensor = prompts) -> list[list[int]]:
