@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from community.kernels.build import CProgram, Program, lanes
 
 ROWS = 96  # tokens in one pass, and sequences in a block, at most
 CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
+NEAR = 2**22  # floats of keys and values that stay near the processor: 16 MiB
+FEW = 24  # sequences that suffice to use what is loaded of the weights
+TILE = 6  # rows of the largest tile in gpt.c
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
 FAR = 2**20  # no rotary position is beyond it
 FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
@@ -242,23 +245,27 @@ class LanguageModel:
     def _blocks(
         self, order: list[int], rows: Sequence[Sequence[int]], more: int
     ) -> Iterator[tuple[list[list[int]], Memory]]:
-        """Rows in blocks of nearly equal size, as many a time as may run at once, with memory
-        for rows that grow by `more` tokens."""
+        """Rows in blocks, as many a time as may run at once, with memory for rows that grow by
+        `more` tokens.
+
+        Every step reads all that a block has cached: blocks are small enough for that to stay
+        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens).
+        """
         if not order:
             return
         span = _span(max(map(len, rows)) + more)
-        most = min(ROWS, max(1, CACHE // (self.layout.token_floats() * span)))
+        each = self.layout.token_floats() * span
+        most = max(1, min(ROWS, max(FEW, NEAR // each), CACHE // each))
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
-        edges = [len(order) * n // count for n in range(count + 1)]
-        blocks = [order[a:b] for a, b in pairwise(edges)]
-        slots = max(map(len, blocks))
+        slots = min(most, TILE * math.ceil(len(order) / count / TILE))
+        blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
         floats, ints = self.layout.room(span, slots)
-        places = min(at_once, count)
+        places = min(at_once, len(blocks))
         memory = Memory(
             torch.empty(places, floats), torch.empty(places, ints, dtype=torch.int32), span, slots
         )
-        for n in range(0, count, at_once):
+        for n in range(0, len(blocks), at_once):
             yield blocks[n : n + at_once], memory
 
     def _checked(
