@@ -111,3 +111,8 @@ def test_missing_extra_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_unsuitable_tasks_exist() -> None:
     assert set(UNSUITABLE) <= set(pytest.importorskip("reasoning_gym.factory").DATASETS)
+
+
+def test_the_alphabet_holds_accented_letters_once() -> None:
+    assert set("naïve Brontë Żółć") <= set(GymArena.alphabet)
+    assert len(set(GymArena.alphabet)) == len(GymArena.alphabet)
