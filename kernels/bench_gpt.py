@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers import (
@@ -28,9 +29,9 @@ PROMPT, ANSWER, WORDS = 16, 128, 1024
 def made(family: str, width: int) -> PreTrainedModel:
     """Four layers, heads of 32, weights large enough that the prompt matters."""
     torch.manual_seed(0)
-    shape = {"vocab_size": WORDS, "hidden_size": width, "num_hidden_layers": 4}
+    shape: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": width, "num_hidden_layers": 4}
     shape |= {"num_attention_heads": width // 32, "max_position_embeddings": 256}
-    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     model: PreTrainedModel
     if family == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(**shape, **ends))
@@ -74,7 +75,7 @@ def measured(
         for _ in range(repeats):
             for n, call in enumerate((we, they)):
                 best[n] = min(best[n], _seconds(call))
-        yield size, *best
+        yield size, best[0], best[1]
 
 
 def _seconds(call: Callable[[], object]) -> float:
