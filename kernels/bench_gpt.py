@@ -60,7 +60,7 @@ def measured(
             return ours.generate(rows, None, None, ANSWER, None)[0]
 
         def they(rows: torch.Tensor = prompts) -> list[list[int]]:
-            out = model.generate(
+            out = model.generate(  # type: ignore[operator]
                 rows,
                 attention_mask=torch.ones_like(rows),
                 max_new_tokens=ANSWER,
@@ -72,8 +72,9 @@ def measured(
         if same < 0.9 * size:  # the rest are ties that rounding decides
             raise AssertionError(f"{same} of {size} answers are those of transformers")
         best = [float("inf")] * 2
+        calls: tuple[Callable[[], object], ...] = (we, they)
         for _ in range(repeats):
-            for n, call in enumerate((we, they)):
+            for n, call in enumerate(calls):
                 best[n] = min(best[n], _seconds(call))
         yield size, best[0], best[1]
 
