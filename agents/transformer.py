@@ -80,9 +80,12 @@ class TransformerAgent:
         optimizer: Optimizer | None = None,
         generator: Literal["auto", "torch", "kernels"] = "auto",
     ) -> None:
-        """`generator` answers and scores: "kernels" is C or OpenCL in float32, "auto" that where
-        it can run this model. Raises CommunityError unless exactly one of `shape` and `model` is
-        given, and if the kernels are asked for and cannot run."""
+        """`generator` answers and scores: "kernels" is C or OpenCL in float32, "auto" that for
+        models in float32 without an adapter where it can run them, and torch for the others.
+
+        Raises CommunityError unless exactly one of `shape` and `model` is given, and if the
+        kernels are asked for and cannot run.
+        """
         if (shape is None) == (not model):
             raise CommunityError(f"member {name}: give either a shape or a model")
         torch.set_num_threads(1)  # workers scale, threads do not
@@ -105,8 +108,10 @@ class TransformerAgent:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(self.model, self.device)
         self.checkpoint = ""
-        on_processor = generator != "torch" and self.device.type == "cpu"
-        self._program = kernels("gpt") if on_processor else None
+        # "auto" leaves half precision and adapters to torch: the kernels know float32 alone
+        plain = adapter is None and self.model.dtype == torch.float32
+        fits = generator == "kernels" or (generator == "auto" and plain)
+        self._program = kernels("gpt") if fits and self.device.type == "cpu" else None
         self._fast: LanguageModel | None = None
         self._seen: list[tuple[int, int]] | None = None  # the weights that it has
         if generator == "kernels":
