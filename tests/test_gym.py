@@ -45,6 +45,11 @@ def test_one_dataset_serves_all_seeds(name: str) -> None:
         assert gym._entry(name, "{}", seed) == gym._first(name, "{}", seed)
 
 
+def test_making_a_dataset_for_every_task_is_the_exception() -> None:
+    assert gym._counts_on("spell_backward", '{"max_word_len": 5}')
+    assert sum(not gym._counts_on(name, "{}") for name in NAMES) < len(NAMES) / 5
+
+
 def test_splits_are_disjoint_by_content_even_in_a_small_domain() -> None:
     arena = GymArena([SUMS])
     ids = {s: {arena.pose(s, 0, i, 2).id for i in range(60)} for s in SPLITS}
