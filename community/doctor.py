@@ -30,9 +30,9 @@ import json, torch
 from community.errors import CommunityError
 from community.kernels.backend import backend
 try:
-    kernels = backend("cpu")
+    kernels = backend("cpu"), backend("cuda")
 except CommunityError as error:
-    kernels = ("", str(error))
+    kernels = ("", str(error)), ("", "")
 cuda = torch.cuda.is_available()
 print(json.dumps({
     "torch": torch.__version__,
@@ -68,7 +68,6 @@ def checks() -> list[Check]:
         _package("reasoning-gym", "the gym arenas; extra gym, needs a C compiler"),
         _package("psycopg", "a ledger in PostgreSQL; extra postgres"),
         _compiler("C compiler", ("cc", "gcc", "clang"), "reasoning-gym and the C kernels"),
-        _compiler("CUDA compiler", ("nvcc",), "the CUDA kernels"),
         _opencl(),
         *(_weights(name) for name in PACKAGED),
     ]
@@ -128,13 +127,14 @@ def _torch() -> list[Check]:
     return [
         Check("torch", True, found["torch"]),
         Check("GPU", bool(devices), ", ".join(devices), "speed; everything runs on the CPU too"),
-        _kernels(*found["kernels"]),
+        *map(_kernels, ("kernels", "kernels on the GPU"), found["kernels"]),
     ]
 
 
-def _kernels(backend: str, why: str) -> Check:
-    own = backend in ("c", "opencl")
-    return Check("kernels", own, f"{backend}: {why}".lstrip(": "), "speed; plain torch computes")
+def _kernels(name: str, found: tuple[str, str]) -> Check:
+    backend, why = found
+    own = backend not in ("", "reference")
+    return Check(name, own, f"{backend}: {why}".lstrip(": "), "speed; plain torch computes")
 
 
 def _package(distribution: str, wanted_for: str) -> Check:

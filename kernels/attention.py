@@ -1,7 +1,7 @@
 """Attention with a temperature per head, softmax1, ragged batches and the logsumexp.
 
-`attention` computes with attention.c on the processor (C or OpenCL) and with `reference`, the
-same in plain torch, everywhere else and in float64.
+`attention` computes with attention.c on the processor (C or OpenCL), with attention.cu on a GPU,
+and in plain torch, as `reference` does, everywhere else and in float64.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import torch
 from torch import Tensor
 
+from community.kernels import attention_gpu
+from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
 
@@ -55,16 +57,15 @@ def attention(
     if mask is not None and mask.requires_grad:
         options = {"causal": causal, "scale": scale, "temperature": temperature, "sink": sink}
         return reference(q, k, v, **options, lengths=lengths, mask=mask)  # type: ignore[arg-type]
-    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
     by = factors(q, scale, temperature)
     if mask is not None:
-        mask = added(mask, wide[0].dtype)
+        mask = added(mask, by.dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32)
-    out, lse = _attention(*wide, by, mask, lengths, causal)
+    out, lse = _attention(q, k, v, by, mask, lengths, causal)
     if sink:
-        out = out * torch.sigmoid(lse).unsqueeze(-1)
-    return out.to(q.dtype), lse
+        out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
+    return out, lse
 
 
 def reference(
@@ -85,7 +86,7 @@ def reference(
     dropout: the probability with which each weight is dropped, as in training.
     """
     check(q, k, v, scale, temperature, lengths, mask)
-    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
+    wide = [_float(x) for x in (q, k, v)]
     s = scores(wide[0], wide[1], factors(q, scale, temperature), mask, lengths, causal)
     top = s.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).min)
     weights = torch.exp(s - top)
@@ -245,29 +246,17 @@ def _attention(
     lengths: Tensor | None,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    if not _compiled(q, mask):
-        return _forward_in_torch(q, k, v, factor, mask, lengths, causal)
-    run = kernels("attention")
-    assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
-    d, dv = queries.shape[-1], values.shape[-1]
-    out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = max(1, min(os.cpu_count() or 1, b * h))
-    mask, strides = _strides(mask, q, k)
-    run(
-        "attention_forward",
-        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
-        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
-        *(tk - tq + 1 if causal else tk, *strides),
-        items=workers,
-    )
-    return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
+    if attention_gpu.takes(q, v, mask):
+        return attention_gpu.forward(q, k, v, factor, mask, lengths, causal)
+    compute = _forward_in_c if _compiled(q, mask) else _forward_in_torch
+    out, lse = compute(_float(q), _float(k), _float(v), factor, mask, lengths, causal)
+    return out.to(q.dtype), lse
 
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32 if q.dtype in _HALVES else q.dtype)
+    return q.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
 @torch.library.custom_op("community::attention_backward", mutates_args=())
@@ -284,36 +273,21 @@ def _attention_backward(
     out: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    delta = (go * out).sum(-1) - glse
-    if not _compiled(q, mask):
-        return _backward_in_torch(go, delta, q, k, v, factor, mask, lengths, causal, lse)
-    run = kernels("attention")
-    assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
-    d, dv = queries.shape[-1], values.shape[-1]
-    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    workers = max(1, min(os.cpu_count() or 1, b * hk))
-    mask, strides = _strides(mask, q, k)
-    run(
-        "attention_backward",
-        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
-        *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *strides),
-        items=workers,
-    )
-    gq, gk, gv = (
-        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
-        for g, x in zip(grads, (q, k, v), strict=True)
-    )
-    return gq, gk, gv
+    delta = (_float(go) * _float(out)).sum(-1) - glse
+    more = (factor, mask, lengths, causal, lse)
+    if attention_gpu.takes(q, v, mask):
+        return attention_gpu.backward(go, delta, q, k, v, *more)
+    compute = _backward_in_c if _compiled(q, mask) else _backward_in_torch
+    gq, gk, gv = compute(_float(go), delta, _float(q), _float(k), _float(v), *more)
+    return gq, gk.to(k.dtype), gv.to(v.dtype)
 
 
 @_attention_backward.register_fake
 def _(
     _go: Tensor, _glse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    gq = q.new_empty(q.shape, dtype=torch.float32 if q.dtype in _HALVES else q.dtype)
+    return gq, k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
@@ -328,7 +302,7 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
     gf = None
     if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
         gf = (q * gq).sum((0, 2, 3)) / factor
-    return gq, gk, gv, gf, None, None, None
+    return gq.to(q.dtype), gk, gv, gf, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
@@ -336,13 +310,79 @@ _attention.register_autograd(_differentiate, setup_context=_keep)
 _ROOM = 2 * BQ * BK + 2 * BQ
 
 
+def _float(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return x.float() if x.dtype in _HALVES else x
+
+
 def _compiled(q: Tensor, mask: Tensor | None) -> bool:
-    """Whether attention.c computes this: float32 on the processor, with a backend that works."""
-    if q.dtype != torch.float32 or q.device.type != "cpu":
+    """Whether attention.c computes this: on the processor, with a backend that works."""
+    if q.dtype == torch.float64 or q.device.type != "cpu":
         return False
     if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
         return False
     return kernels("attention") is not None
+
+
+def _forward_in_c(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    run = kernels("attention")
+    assert run is not None
+    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
+    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    d, dv = queries.shape[-1], values.shape[-1]
+    out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
+    workers = max(1, min(os.cpu_count() or 1, b * h))
+    mask, by = strides(mask, q, k)
+    run(
+        "attention_forward",
+        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
+        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
+        *(tk - tq + 1 if causal else tk, *by),
+        items=workers,
+    )
+    return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
+
+
+def _backward_in_c(
+    go: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = kernels("attention")
+    assert run is not None
+    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
+    queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
+    d, dv = queries.shape[-1], values.shape[-1]
+    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
+    workers = max(1, min(os.cpu_count() or 1, b * hk))
+    mask, by = strides(mask, q, k)
+    run(
+        "attention_backward",
+        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
+        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
+        *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *by),
+        items=workers,
+    )
+    gq, gk, gv = (
+        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
+        for g, x in zip(grads, (q, k, v), strict=True)
+    )
+    return gq, gk, gv
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -359,16 +399,6 @@ def _packed(x: Tensor) -> Tensor:
     assert run is not None
     run("attention_pack", x, packed, t, d, items=b * h)
     return packed
-
-
-def _strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The mask with its last dimension in full, and its strides over rows, heads, queries."""
-    if mask is None:
-        return None, (0, 0, 0)
-    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
-    mask = mask.expand(*mask.shape[:3], k.shape[2]).contiguous()
-    full = mask.expand(*q.shape[:3], k.shape[2])
-    return mask, full.stride()[:3]
 
 
 def _forward_in_torch(

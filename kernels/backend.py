@@ -1,14 +1,30 @@
-"""Who computes: C, OpenCL or plain torch (which also serves the GPU). Chosen once a process."""
+"""Who computes: C, OpenCL or plain torch; CUDA or plain torch on a GPU. Chosen once a process.
+
+COMMUNITY_KERNELS names one: `c` and `opencl` for the processor, `cuda` for the GPU, `reference`
+(plain torch) for both; `simt` has the processor run what is written for GPUs, to test it.
+"""
 
 from __future__ import annotations
 
 import os
 from functools import cache
 
-from community.errors import unknown
-from community.kernels.build import BuildError, Program, compiler, program, warn_once
+import torch
 
-BACKENDS = ("reference", "c", "opencl")
+from community.errors import unknown
+from community.kernels import cuda
+from community.kernels.build import (
+    BuildError,
+    Program,
+    SimtProgram,
+    compiler,
+    program,
+    simt_program,
+    warn_once,
+)
+
+PROCESSOR = ("c", "opencl", "simt")
+BACKENDS = ("reference", *PROCESSOR, "cuda")
 VARIABLE = "COMMUNITY_KERNELS"
 
 
@@ -24,21 +40,31 @@ def wanted() -> str:
 def backend(device: str = "cpu") -> tuple[str, str]:
     """(backend, why) for tensors on "cpu" or "cuda". Raises CommunityError: see `wanted`."""
     name = wanted()
+    if name == "reference":
+        return "reference", f"{VARIABLE}=reference"
     if device == "cuda":
-        return "reference", "there are no kernels for GPUs yet"
-    order = [name] if name in ("c", "opencl") else [] if name else ["c", "opencl"]
+        return _on_gpu(name)
     problems = []
-    for candidate in order:
+    for candidate in [name] if name in PROCESSOR else ["c", "opencl"]:
         try:
-            program("probe", candidate)
+            simt_program("probe") if candidate == "simt" else program("probe", candidate)
         except BuildError as error:
             problems.append(f"{candidate}: {error}")
         else:
             how = compiler() if candidate == "c" else "an OpenCL driver"
-            return candidate, f"{VARIABLE}={name}" if name else f"compiled by {how}"
-    if problems and (name or compiler()):
+            return candidate, f"{VARIABLE}={name}" if name == candidate else f"compiled by {how}"
+    if name in PROCESSOR or compiler():
         warn_once(f"the kernels run on plain torch ({'; '.join(problems)})")
-    return "reference", "; ".join(problems) or f"{VARIABLE}={name}"
+    return "reference", "; ".join(problems)
+
+
+def _on_gpu(name: str) -> tuple[str, str]:
+    try:
+        return "cuda", cuda.ready()
+    except (BuildError, RuntimeError) as error:
+        if name == "cuda" or torch.cuda.is_available():
+            warn_once(f"the kernels on the GPU run on plain torch ({error})")
+        return "reference", str(error)
 
 
 @cache
@@ -48,10 +74,26 @@ def kernels(name: str) -> Program | None:
     A source that does not compile costs one try and one warning.
     """
     chosen, _ = backend("cpu")
-    if chosen == "reference":
+    if chosen not in ("c", "opencl"):
         return None
     try:
         return program(name, chosen)
+    except BuildError as error:
+        warn_once(f"{name} runs on plain torch ({error})")
+        return None
+
+
+@cache
+def simt(name: str, device: str, *flags: str) -> SimtProgram | None:
+    """The kernels of `name`.cu for tensors on `device`; None where others are to compute.
+
+    A source that does not compile costs one try and one warning.
+    """
+    chosen = backend(device)[0] if device in ("cpu", "cuda") else ""
+    try:
+        if chosen == "cuda":
+            return cuda.cuda_program(name, flags)
+        return simt_program(name, flags) if chosen == "simt" else None
     except BuildError as error:
         warn_once(f"{name} runs on plain torch ({error})")
         return None

@@ -1,4 +1,5 @@
 """Sources of kernels -> functions to call: C by the machine's compiler, the same by OpenCL.
+Those for GPUs (*.cu) are compiled by cuda.py, and for tests by OpenCL as well.
 
 A build is kept in the cache under the hash of everything it depends on (sources, flags,
 compiler, processor), written beside its final place and renamed, so that ten workers may
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache as cache_calls
 from functools import lru_cache
@@ -48,6 +49,17 @@ class Program(Protocol):
         ...
 
 
+class SimtProgram(Protocol):
+    """The kernels of one GPU-shaped source."""
+
+    def __call__(
+        self, kernel: str, *arguments: Argument, blocks: int, threads: int, room: int = 0
+    ) -> None:
+        """Run a kernel in `blocks` blocks of `threads` threads with `room` floats of shared memory.
+        Arguments pass as in `Program`; tensors are contiguous memory of one device."""
+        ...
+
+
 class CProgram:
     """Kernels compiled to machine code. Raises BuildError."""
 
@@ -68,6 +80,15 @@ def program(name: str, backend: str) -> Program:
         made: Program = import_module("community.kernels.opencl").ClProgram(name)
         return made
     return CProgram(name)
+
+
+@cache_calls
+def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
+    """The kernels of `name`.cu by OpenCL on the processor. Raises BuildError."""
+    if find_spec("pyopencl") is None:
+        raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
+    made: SimtProgram = import_module("community.kernels.opencl").ClSimtProgram(name, flags)
+    return made
 
 
 def _c_argument(value: Argument) -> Any:
@@ -96,7 +117,16 @@ def compiled(name: str, flags: tuple[str, ...] = ()) -> Path:
     if command is None:
         raise BuildError("no C compiler (gcc, clang or cc) is on the path")
     flags = (*FLAGS, *_machine_flags(), *flags)
-    target = f"{name}-{_key(name, command, flags)}.so"
+    facts = (flags, _version(command), _processor())
+    return kept(f"{name}.c", ".so", facts, lambda part: _compile(command, flags, name, part))
+
+
+def kept(source: str, suffix: str, facts: tuple[Any, ...], make: Callable[[Path], None]) -> Path:
+    """The file that `make` writes from a source, from the cache if it was made before.
+
+    `facts` are what it depends on beside the source and the headers. Raises what `make` raises.
+    """
+    target = f"{Path(source).stem}-{_key(source, facts)}{suffix}"
     shelf = cache() / "kernels"
     if (shelf / target).exists():
         return shelf / target
@@ -104,15 +134,23 @@ def compiled(name: str, flags: tuple[str, ...] = ()) -> Path:
         shelf.mkdir(parents=True, exist_ok=True)
         with _alone(shelf / f"{target}.lock"):
             if not (shelf / target).exists():
-                _compile(command, flags, name, shelf / target)
+                _written(shelf / target, make)
         return shelf / target
     except OSError as error:
         warn_once(f"kernels are built anew in every process: {shelf} cannot be written ({error})")
-        return _compile(command, flags, name, Path(_own_folder()) / target)
+        return _written(Path(_own_folder()) / target, make)
 
 
-def _compile(command: str, flags: tuple[str, ...], name: str, target: Path) -> Path:
+def _written(target: Path, make: Callable[[Path], None]) -> Path:
     part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        make(part)
+        return part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _compile(command: str, flags: tuple[str, ...], name: str, part: Path) -> None:
     source = SOURCES / f"{name}.c"
     call = [command, *flags, f"-I{SOURCES}", str(source), "-o", str(part), "-lm"]
     try:
@@ -120,11 +158,8 @@ def _compile(command: str, flags: tuple[str, ...], name: str, target: Path) -> P
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command} does not run: {error}") from error
     if done.returncode:
-        part.unlink(missing_ok=True)
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
         raise BuildError(f"{command} does not compile {source.name}: {said}")
-    part.replace(target)
-    return target
 
 
 @contextmanager
@@ -161,9 +196,9 @@ def _machine_flags() -> tuple[str, ...]:
     return (native, *width, f"-DLANES={lanes()}")
 
 
-def _key(name: str, command: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((flags, _version(command), _processor())).encode())
-    for path in [SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h"))]:
+def _key(source: str, facts: tuple[Any, ...]) -> str:
+    digest = hashlib.sha256(repr(facts).encode())
+    for path in [SOURCES / source, *sorted(SOURCES.glob("*.h"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,4 +1,5 @@
-"""The CPU-shaped sources by OpenCL: PoCL makes machine code of them without a C compiler.
+"""The CPU-shaped sources by OpenCL: PoCL makes machine code of them without a C compiler. The
+GPU-shaped ones as well, so that they can be tested where there is no GPU.
 
 Imported only where pyopencl is installed (extra `opencl`).
 """
@@ -19,27 +20,30 @@ _BYTE = torch.uint8
 FLAGS = ("-cl-std=CL1.2", "-cl-mad-enable", "-w")
 
 
-class ClProgram:
-    """Kernels compiled by an OpenCL driver for the processor. Raises BuildError."""
+class _Compiled:
+    """A source that an OpenCL driver has compiled. Raises BuildError."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, source: str, flags: tuple[str, ...]) -> None:
         self.context, self.queue = _queue()
-        source = (SOURCES / f"{name}.c").read_text()
-        options = [*FLAGS, f"-DLANES={lanes()}", f"-I{SOURCES}"]
+        options = [*FLAGS, *flags, f"-I{SOURCES}"]
         try:
-            self.program = cl.Program(self.context, source).build(options=options)
+            made = cl.Program(self.context, (SOURCES / source).read_text())
+            self.program = made.build(options=options)
         except cl.Error as error:
-            raise BuildError(f"OpenCL does not compile {name}.c: {error}") from error
+            raise BuildError(f"OpenCL does not compile {source}: {error}") from error
         self._kernels: dict[str, Any] = {}
 
-    def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
+    def launch(self, kernel: str, passed: list[Any], size: int, group: int) -> None:
+        """Run `size` work items in groups of `group`, and wait for them."""
         found = self._kernels.get(kernel)
         if found is None:
             found = self._kernels[kernel] = cl.Kernel(self.program, kernel)
-        passed = [self._argument(a) for a in arguments]  # a kernel does not keep its buffers
-        found.set_args(*passed, np.int32(items))
-        units = min(max(items, 1), self.context.devices[0].max_compute_units)
-        cl.enqueue_nd_range_kernel(self.queue, found, (units,), (1,)).wait()
+        found.set_args(*passed)
+        cl.enqueue_nd_range_kernel(self.queue, found, (size,), (group,)).wait()
+
+    def passed(self, arguments: tuple[Argument, ...]) -> list[Any]:
+        """Arguments as OpenCL takes them; a kernel does not keep its buffers."""
+        return [self._argument(a) for a in arguments]
 
     def _argument(self, value: Argument) -> Any:
         if isinstance(value, Tensor):
@@ -50,6 +54,30 @@ class ClProgram:
         if value is None:
             return None
         return np.int32(value) if isinstance(value, int) else np.float32(value)
+
+
+class ClProgram(_Compiled):
+    """Kernels compiled by an OpenCL driver for the processor. Raises BuildError."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}.c", (f"-DLANES={lanes()}",))
+
+    def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
+        units = min(max(items, 1), self.context.devices[0].max_compute_units)
+        self.launch(kernel, [*self.passed(arguments), np.int32(items)], units, 1)
+
+
+class ClSimtProgram(_Compiled):
+    """GPU-shaped kernels, run by the processor. Raises BuildError."""
+
+    def __init__(self, name: str, flags: tuple[str, ...]) -> None:
+        super().__init__(f"{name}.cu", flags)
+
+    def __call__(
+        self, kernel: str, *arguments: Argument, blocks: int, threads: int, room: int = 0
+    ) -> None:
+        passed = [*self.passed(arguments), cl.LocalMemory(4 * max(room, threads))]
+        self.launch(kernel, passed, blocks * threads, threads)
 
 
 def _bytes(tensor: Tensor) -> Any:

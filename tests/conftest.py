@@ -24,6 +24,20 @@ settings.load_profile("community")
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="run GPU tests too")
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> str:
+    """The device "cuda", where `--device cuda` asks for it."""
+    if request.config.getoption("--device") != "cuda":
+        pytest.skip("runs on a GPU, with --device cuda")
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.fail("--device cuda, and torch finds no GPU")
+    return "cuda"
+
+
 @pytest.fixture
 def root() -> Path:
     """The repository."""

@@ -1,4 +1,5 @@
-"""Attention against the reference in float64, in C, in OpenCL and in plain torch."""
+"""Attention against the reference in float64: in C, in OpenCL, in plain torch, and what is written
+for GPUs, which the processor runs by OpenCL ("simt")."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from community.kernels import attention as module
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
-from community.kernels.build import BuildError, compiler, program
+from community.kernels.build import BuildError, compiler, program, simt_program
 
 SIZES = st.tuples(
     *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
@@ -23,36 +24,48 @@ SIZES = st.tuples(
 )
 
 
-@pytest.fixture(params=["c", "opencl"])
+@pytest.fixture(params=["c", "opencl", "simt", "cuda"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A backend that is chosen; `device` says where its tensors are to lie."""
     name: str = request.param
+    if name == "cuda":
+        request.getfixturevalue("gpu")
     if name == "c" and compiler() is None:
         pytest.skip("no C compiler")
     try:
-        program("attention", name)
+        if name != "cuda":
+            simt_program("probe") if name == "simt" else program("attention", name)
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
+    for cached in (chosen.backend, chosen.kernels, chosen.simt):
         cached.cache_clear()
     yield name
-    for cached in (chosen.backend, chosen.kernels):
+    for cached in (chosen.backend, chosen.kernels, chosen.simt):
         cached.cache_clear()
+
+
+@pytest.fixture
+def device(compiled: str) -> str:
+    return "cuda" if compiled == "cuda" else "cpu"
 
 
 def gradients(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     made = torch.Generator().manual_seed(1)
-    go = torch.randn(out.shape, generator=made).to(out.dtype)
-    gl = torch.randn(lse.shape, generator=made).to(lse.dtype)
+    go = torch.randn(out.shape, generator=made).to(out)
+    gl = torch.randn(lse.shape, generator=made).to(lse)
     seen = lse.isfinite()
     return list(torch.autograd.grad([out, lse], leaves, [go, gl * seen]))
 
 
-def results(run: Any, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
-    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+def results(
+    run: Any, inputs: list[Tensor], dtype: torch.dtype, device: str = "cpu", **options: Any
+) -> list[Tensor]:
+    leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+    options = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in options.items()}
     out, lse = run(*leaves[:3], temperature=leaves[3], **options)
     seen = lse.isfinite()
-    return [out.detach(), lse[seen].detach(), *gradients(out, lse, leaves)]
+    return [x.detach().cpu() for x in (out, lse[seen], *gradients(out, lse, leaves))]
 
 
 def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -76,7 +89,7 @@ def options_for(kind: str, inputs: list[Tensor]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
-def test_loses_at_most_twice_what_torch_loses(compiled: str, kind: str) -> None:
+def test_loses_at_most_twice_what_torch_loses(device: str, kind: str) -> None:
     @settings(max_examples=12, deadline=None, derandomize=True)
     @given(SIZES, st.booleans(), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
     def holds(sizes: tuple[int, ...], causal: bool, sink: bool, dtype: torch.dtype) -> None:
@@ -84,7 +97,7 @@ def test_loses_at_most_twice_what_torch_loses(compiled: str, kind: str) -> None:
         options = {"causal": causal, "sink": sink, **options_for(kind, inputs)}
         wide = [x.double() for x in inputs]
         truth = results(reference, wide, torch.float64, **options)
-        ours = results(attention, inputs, dtype, **options)
+        ours = results(attention, inputs, dtype, device, **options)
         torchs = results(reference, inputs, dtype, **options)
         floor = torch.finfo(dtype).eps * 16
         for a, b, t in zip(ours, torchs, truth, strict=True):
@@ -111,8 +124,10 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype) -> None:
-    q, k, v, t = (x.to(dtype).requires_grad_() for x in make((2, 1, 2, 7, 9, 8, 8)))
-    mask = torch.randn(1, 1, 7, 9, dtype=dtype)
+    *inputs, t = make((2, 1, 2, 7, 9, 8, 8))
+    q, k, v = (x.to(dtype).requires_grad_() for x in inputs)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    t, mask = t.to(wide).requires_grad_(), torch.randn(1, 1, 7, 9, dtype=wide)
     lengths = torch.tensor([3, 9], dtype=torch.int32)
     torch.library.opcheck(module._attention, (q, k, v, t, mask, lengths, True))
 
@@ -136,8 +151,8 @@ def test_the_default_is_sdpa() -> None:
         torch.testing.assert_close(attention(q, k, v, causal=causal)[0], theirs)
 
 
-def test_a_query_that_sees_nothing_gives_zeros(compiled: str) -> None:
-    q, k, v, _ = make((1, 1, 1, 5, 3, 8, 8))
+def test_a_query_that_sees_nothing_gives_zeros(device: str) -> None:
+    q, k, v = (x.to(device) for x in make((1, 1, 1, 5, 3, 8, 8))[:3])
     out, lse = attention(q, k, v, causal=True)
     assert not out[0, 0, :2].any() and (lse[0, 0, :2] == -torch.inf).all()
     assert out[0, 0, 2:].any() and lse[0, 0, 2:].isfinite().all()
@@ -150,8 +165,8 @@ def test_a_mask_that_learns() -> None:
     assert bias.grad is not None and bias.grad.any()
 
 
-def test_nan_stays_nan(compiled: str) -> None:
-    q, k, v, _ = make((1, 1, 1, 8, 8, 8, 8))
+def test_nan_stays_nan(device: str) -> None:
+    q, k, v = (x.to(device) for x in make((1, 1, 1, 8, 8, 8, 8))[:3])
     q[0, 0, 3, 2] = torch.nan
     out, lse = attention(q, k, v)
     assert out[0, 0, 3].isnan().all() and lse[0, 0, 3].isnan()

@@ -30,7 +30,14 @@ needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compi
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Every test chooses anew."""
-    caches = (build.program, build.warn_once, build._version, chosen.backend, chosen.kernels)
+    caches = (
+        build.program,
+        build.warn_once,
+        build._version,
+        chosen.backend,
+        chosen.kernels,
+        chosen.simt,
+    )
     for cached in caches:
         cached.cache_clear()
     yield

@@ -81,7 +81,8 @@ def test_importing_the_doctor_is_light() -> None:
 def test_it_says_which_kernels_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
     found = {check.name: check for check in doctor._torch()}
-    assert not found["kernels"].ok and "COMMUNITY_KERNELS=reference" in found["kernels"].there
+    for name in ("kernels", "kernels on the GPU"):
+        assert not found[name].ok and "COMMUNITY_KERNELS=reference" in found[name].there
     monkeypatch.setenv("COMMUNITY_KERNELS", "open")
     found = {check.name: check for check in doctor._torch()}
     assert "did you mean 'opencl'" in found["kernels"].there
