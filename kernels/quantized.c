@@ -45,7 +45,7 @@
     odd##v += x[n + 1] * NUMBER(w##v, bits, n + 1);
 #define LOAD(v) veci w##v = WORDS(words + v * LANES);
 /* The processor's own fetching ahead stops at every page, so the weights are asked for here. */
-#define AHEAD __builtin_prefetch(words + FAR), __builtin_prefetch(words + FAR + WIDE / 2);
+#define AHEAD __builtin_prefetch(words + FAR, 0, 2), __builtin_prefetch(words + FAR + WIDE / 2, 0, 2);
 #define EIGHT_BITS(v) LOAD(v) PAIR(v, 8, 0) PAIR(v, 8, 2)
 #define FOUR_BITS(v) LOAD(v) PAIR(v, 4, 0) PAIR(v, 4, 2) PAIR(v, 4, 4) PAIR(v, 4, 6)
 #if LANES == 16
@@ -152,7 +152,7 @@ KERNEL quantized_linear(GLOBAL const float *x, GLOBAL const int *packed, GLOBAL 
                         int bits, int group, int step, int items) {
     int outputs = panels * WIDE, here = step < group ? step : group;
     FOR_ITEMS(worker, items) {
-        GLOBAL float *unpacked = room + (i64)worker * (step + rows) * WIDE;
+        GLOBAL float *unpacked = rows == 1 ? room : room + (i64)worker * (step + rows) * WIDE;
         int end = (int)((i64)panels * (worker + 1) / items);
         for (int panel = (int)((i64)panels * worker / items); panel < end; panel++) {
             GLOBAL const int *words = packed + (i64)panel * inputs * bits; /* WIDE / 32 is 1 */

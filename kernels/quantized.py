@@ -27,6 +27,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 _FEW = 128  # rows that the tiles of quantized.c compute; more are left to torch, block by block
 _BLOCK = 16  # panels of such a block
+_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 _STEP = 64  # inputs that are unpacked at a time: with the rows they fit the nearest cache
 
 
@@ -279,8 +280,8 @@ def _few(x: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, run: 
     if rows > 1:
         x = x.view(rows, inputs // step, step).transpose(0, 1)
     y = x.new_empty(rows, panels * WIDE)
-    workers = min(os.cpu_count() or 1, panels)
-    room = x.new_empty(workers * (step + rows) * WIDE)
+    workers = min(_CORES, panels)
+    room = None if rows == 1 else x.new_empty(workers * (step + rows) * WIDE)
     sizes = (rows, inputs, panels, bits, width, step)
     run("quantized_linear", x.contiguous(), packed, scales, y, room, *sizes, items=workers)
     return y
