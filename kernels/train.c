@@ -91,13 +91,14 @@ static void clear(GLOBAL float *x, i64 n) {
 /* -- products ----------------------------------------------------------------------- */
 
 /* A tile is some rows by one or two vectors of c = init + bias + a b, its sums in registers.
- * a[r][k] stands at a[r * ar + k * ak], so a may be read transposed; `init` may be c itself. */
+ * a[r][k] stands at a[r * ar + k * ak], so a may be read transposed; `init` may be c itself, and
+ * comes last: the sum of a block of tokens is rounded less than one sum of all blocks. */
 #define ONE(f) f(0)
 #define TWO(f) ONE(f) f(1)
 #define FOUR(f) TWO(f) f(2) f(3)
 #define EIGHT(f) FOUR(f) f(4) f(5) f(6) f(7)
-#define OPEN_1(r) vec x##r = CVEC(init + r * ir) + CVEC(bias);
-#define OPEN_2(r) OPEN_1(r) vec y##r = CVEC(init + r * ir + LANES) + CVEC(bias + LANES);
+#define OPEN_1(r) vec x##r = ALL(0.0f);
+#define OPEN_2(r) vec x##r = ALL(0.0f), y##r = ALL(0.0f);
 #define LOAD_1 vec left = CVEC(b + k * br);
 #define LOAD_2 LOAD_1 vec right = CVEC(b + k * br + LANES);
 #define TAKE_1(r) x##r += a[r * ar + k * ak] * left;
@@ -107,8 +108,10 @@ static void clear(GLOBAL float *x, i64 n) {
         x##r += s * left;                                                                       \
         y##r += s * right;                                                                      \
     }
-#define CLOSE_1(r) VEC(c + r * cr) = x##r;
-#define CLOSE_2(r) CLOSE_1(r) VEC(c + r * cr + LANES) = y##r;
+#define CLOSE_1(r) VEC(c + r * cr) = x##r + (CVEC(init + r * ir) + CVEC(bias));
+#define CLOSE_2(r)                                                                              \
+    CLOSE_1(r)                                                                                  \
+    VEC(c + r * cr + LANES) = y##r + (CVEC(init + r * ir + LANES) + CVEC(bias + LANES));
 #define TILE(name, EACH, OPEN, LOAD, TAKE, CLOSE)                                               \
     INLINE void name(GLOBAL const float *a, i64 ar, i64 ak, GLOBAL const float *b, i64 br,      \
                      int depth, GLOBAL float *c, i64 cr, GLOBAL const float *init, i64 ir,      \
@@ -763,10 +766,11 @@ KERNEL train_gradients(GLOBAL const int *shape, float epsilon, float sharpness,
 enum { AT, ROWS, COLUMNS, APART, MATRIX, FLIPPED, FIELDS };
 /* Numbers of a step, in the order of train.py. */
 enum { CLIP, ADAM_RATE, ADAM_KEEP, ADAM_ROOT, MUON_RATE, MUON_KEEP };
-#define BETA_1 0.9f
+#define REST_1 0.1f /* 1 - beta, which 1 - 0.9f is not */
 #define BETA_2 0.95f
+#define REST_2 0.05f
 #define EPSILON 1e-8f
-#define MOMENTUM 0.95f
+#define REST 0.05f /* 1 - momentum */
 #define SHORTEST 1e-7f
 
 static double square_of(GLOBAL const float *restrict x, int n) {
@@ -796,8 +800,8 @@ static void adam(GLOBAL float *restrict w, GLOBAL const float *restrict gradient
     float keep = rates[ADAM_KEEP], rate = rates[ADAM_RATE], root = rates[ADAM_ROOT];
     for (int i = 0; i < n; i++) {
         float g = gradients[i] * by;
-        mean[i] += (g - mean[i]) * (1 - BETA_1);
-        square[i] = square[i] * BETA_2 + g * g * (1 - BETA_2);
+        mean[i] += (g - mean[i]) * REST_1;
+        square[i] = square[i] * BETA_2 + g * g * REST_2;
         w[i] = w[i] * keep - rate * (mean[i] / (ROOT(square[i]) / root + EPSILON));
     }
 }
@@ -828,14 +832,10 @@ static GLOBAL float *orthogonal(GLOBAL float *memory, int rows, int n) {
     for (int step = 0; step < 5; step++) {
         symmetric(x, x, rows, n, gram, zero);
         symmetric(gram, gram, n, n, twice, zero);
-        for (int r = 0; r < n; r++) {
-            FOR_VECTORS(i, n) {
-                i64 at = r * stride + i;
-                VEC(twice + at) = CVEC(twice + at) * third + CVEC(gram + at) * second;
-            }
-            twice[r * stride + r] += first;
-        }
-        multiply(x, stride, twice, stride, n, other, stride, rows, n, zero, 0, zero);
+        for (i64 i = 0; i < n * stride; i += LANES)
+            VEC(twice + i) = CVEC(twice + i) * third + CVEC(gram + i) * second;
+        for (i64 i = 0; i < rows * stride; i += LANES) VEC(other + i) = CVEC(x + i) * first;
+        multiply(x, stride, twice, stride, n, other, stride, rows, n, other, stride, zero);
         GLOBAL float *old = x;
         x = other, other = old;
     }
@@ -859,8 +859,8 @@ static int muon(GLOBAL const i64 *parts, int count, GLOBAL float *weights,
             GLOBAL float *to = x + r * row + before * column;
             for (int c = 0; c < parts[p * FIELDS + COLUMNS]; c++) {
                 float g = gradients[at + c] * by;
-                float mean = means[at + c] += (g - means[at + c]) * (1 - MOMENTUM);
-                float ahead = mean - (mean - g) * (1 - MOMENTUM);
+                float mean = means[at + c] += (g - means[at + c]) * REST;
+                float ahead = mean - (mean - g) * REST;
                 to[c * column] = ahead;
                 square += ahead * ahead;
             }
