@@ -251,9 +251,7 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            self.layout.numbers(
-                self._places, self._kind, self._table, self._part, memory.slots
-            ),
+            self.layout.numbers(self._places, self._kind, self._table, self._part, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
