@@ -127,7 +127,6 @@ KERNEL attention_forward(GLOBAL const stored *q, GLOBAL const stored *k, GLOBAL 
     }
     for (int i = 0; i < MINE; i++) {
         int r = q0 + ty + 16 * i;
-        BARRIER;
         sum[i] = sum_of(sum[i], 16, weights);
         float share = sum[i] != 0.0f ? 1.0f / sum[i] : 0.0f;
         for (int c = 0; c < SPREAD; c++) o[i][c] *= share;

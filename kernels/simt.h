@@ -9,7 +9,8 @@
  *         for (int i = THREAD + BLOCK * THREADS; i < n; i += BLOCKS * THREADS) y[i] = x[i] * by;
  *     }
  *
- * Numbers of a known width are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
+ * DEVICE functions are inlined, CALLED ones are not (which spares a large kernel half its compile
+ * time). Numbers of a known width are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
  */
 #ifndef SIMT_H
 #define SIMT_H
@@ -17,6 +18,7 @@
 #ifdef __OPENCL_VERSION__
 #define KERNEL __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void
 #define DEVICE static inline __attribute__((always_inline))
+#define CALLED static inline
 #define GLOBAL __global
 #define SHARED __local
 #define ROOM_ARGUMENT , __local float *room
@@ -24,7 +26,11 @@
 #define THREAD ((int)get_local_id(0))
 #define BLOCK ((int)get_group_id(0))
 #define BLOCKS ((int)get_num_groups(0))
+#if THREADS > 1
 #define BARRIER barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#else
+#define BARRIER
+#endif
 #define INFINITY_F INFINITY
 #define EXP(x) exp((float)(x))
 #define LOG(x) log((float)(x))
@@ -37,6 +43,7 @@ typedef ushort u16;
 #else
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
 #define DEVICE static __device__ __forceinline__
+#define CALLED static __device__ __noinline__
 #define GLOBAL
 #define SHARED
 #define ROOM_ARGUMENT

@@ -1,5 +1,5 @@
 """Attention against the reference in float64: in C, in OpenCL, in plain torch, and what is written
-for GPUs, which the processor runs by OpenCL ("simt")."""
+for GPUs, which the processor runs by OpenCL ("simt") and by the emulator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from community.kernels import attention as module
+from community.kernels import attention_gpu
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program, simt_program
@@ -24,20 +26,26 @@ SIZES = st.tuples(
 )
 
 
-@pytest.fixture(params=["c", "opencl", "simt", "cuda"])
+@pytest.fixture(params=["c", "opencl", "simt", "emulator", "cuda"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A backend that is chosen; `device` says where its tensors are to lie."""
     name: str = request.param
     if name == "cuda":
         request.getfixturevalue("gpu")
+    if name == "emulator":
+        monkeypatch.setattr(
+            attention_gpu, "simt", lambda source, _, *flags: emulated(source, *flags)
+        )
     if name == "c" and compiler() is None:
         pytest.skip("no C compiler")
     try:
-        if name != "cuda":
+        if name == "emulator":
+            emulated("probe")
+        elif name != "cuda":
             simt_program("probe") if name == "simt" else program("attention", name)
     except BuildError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
+    monkeypatch.setenv("COMMUNITY_KERNELS", "reference" if name == "emulator" else name)
     for cached in (chosen.backend, chosen.kernels, chosen.simt):
         cached.cache_clear()
     yield name

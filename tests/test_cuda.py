@@ -21,6 +21,7 @@ from community.kernels.build import SOURCES, BuildError
 GPUS = (80, 90, 100)
 WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags -> kernels
     "probe": [((), ("scale",))],
+    "gpt": [((), ("generate", "score"))],
     "attention": [
         ((f"-DWIDTH={width}", f"-DSTORED={stored}", f"-DBACKWARD={n}"), kernels)
         for width, stored in product(WIDTHS, STORED.values())

@@ -1,0 +1,65 @@
+"""The emulator runs CUDA as it is meant, and finds what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulator import EmulatedProgram
+
+from community.kernels.build import BuildError
+
+SOURCE = """
+#define THREADS 64
+#include "simt.h"
+KERNEL reverse(GLOBAL const float *x, GLOBAL float *y ROOM_ARGUMENT) {
+    ROOM;
+    room[THREAD] = x[BLOCK * THREADS + THREAD];
+    %s
+    y[BLOCK * THREADS + THREAD] = room[THREADS - 1 - THREAD];
+}
+"""
+
+
+def run(folder: Path, line: str, room: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    path = folder / f"reverse{abs(hash(line))}.cu"
+    path.write_text(SOURCE % line)
+    try:
+        program = EmulatedProgram(str(path.with_suffix("")))
+    except BuildError as error:
+        pytest.skip(str(error))
+    x = torch.arange(128.0)
+    y = torch.zeros(128)
+    program("reverse", x, y, blocks=2, threads=64, room=room)
+    return y, torch.cat([x[:64].flip(0), x[64:].flip(0)])
+
+
+def test_blocks_reverse_what_they_share(tmp_path: Path, cache: Path) -> None:
+    found, wanted = run(tmp_path, "BARRIER;")
+    assert found.equal(wanted)
+
+
+def test_a_missing_barrier_shows(tmp_path: Path, cache: Path) -> None:
+    found, wanted = run(tmp_path, "")
+    assert not found.equal(wanted)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("if (THREAD % 2) x += (int)sum_of(0.0f, 32, room);", "lanes of a warp part"),
+        ("if (THREAD < 32) return;", "end while others wait"),
+        ("if (THREAD % 2) __syncwarp(); else largest_of(0.0f, 32, room);", "do different things"),
+    ],
+)
+def test_what_is_not_done_together_is_named(
+    line: str, fault: str, tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(AssertionError, match=fault):
+        run(tmp_path, line + " BARRIER;")
+
+
+def test_too_little_shared_memory_is_named(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(AssertionError, match="more shared memory"):
+        run(tmp_path, "BARRIER;", room=32)

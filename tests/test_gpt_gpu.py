@@ -1,0 +1,132 @@
+"""Language models in gpt.cu: by OpenCL with one thread a block, by the emulator with all of them
+(so barriers and shuffles count), and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from cuda_emulator import emulated
+from test_gpt import END, MODELS, WORDS, Numbers, gpt2, llama, logs, prompts
+
+from community.agents.decoding import generate, generate_by_kernels, score, score_by_kernels
+from community.kernels.backend import simt
+from community.kernels.build import BuildError, SimtProgram, simt_program
+from community.kernels.gpt import Unsupported
+from community.kernels.gpt_gpu import THREADS, GpuLanguageModel
+from community.types import Decoding
+
+
+@cache
+def program(backend: str) -> tuple[SimtProgram, int]:
+    try:
+        if backend == "opencl":
+            return simt_program("gpt", ("-DTHREADS=1",)), 1
+        if backend == "emulator":
+            return emulated("gpt"), THREADS
+    except BuildError as error:
+        pytest.skip(str(error))
+    found = simt("gpt", "cuda")
+    assert found is not None
+    return found, THREADS
+
+
+@pytest.fixture(params=["opencl", "emulator", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda":
+        request.getfixturevalue("gpu")
+    program(request.param)
+    return str(request.param)
+
+
+def made(model: torch.nn.Module, backend: str) -> GpuLanguageModel:
+    copy = type(model)(model.config)  # the test goes on with the model on the processor
+    copy.load_state_dict(model.state_dict())
+    return GpuLanguageModel(copy.to("cuda" if backend == "cuda" else "cpu"), *program(backend))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
+    model = MODELS[name]()
+    longest = 6 if backend == "emulator" else 20
+    answers, logprobs = made(model, backend).generate(prompts(), None, None, longest, END)
+    for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
+        )
+        assert answer == out[0, len(prompt) :].tolist()
+        found = logs(model, prompt + answer)[len(prompt) - 1 : -1]
+        assert logprob == pytest.approx(float(found[range(len(answer)), answer].sum()), abs=1e-4)
+    assert len({tuple(a) for a in answers}) > 3
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> None:
+    model, codec = MODELS[name](), Numbers()
+    longest, times = (4, 1) if backend == "emulator" else (12, 5)
+    decoding = Decoding(temperature=1.3, top_p=top_p, max_tokens=longest)
+    asked = [p for p in prompts() for _ in range(times)]
+    seeds = list(range(len(asked)))
+    expected = generate(model, codec, asked, seeds, decoding)
+    found = generate_by_kernels(made(model, backend), codec, asked, seeds, decoding)
+    same = [a for a, b in zip(found, expected, strict=True) if a.tokens == b.tokens]
+    assert len(same) >= 0.97 * len(asked)
+    for a, b in zip(found, expected, strict=True):
+        assert a.tokens != b.tokens or a.logprob == pytest.approx(b.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_torch(name: str, backend: str) -> None:
+    model, codec = MODELS[name](), Numbers()
+    rows = prompts(40)[::8] if backend == "emulator" else prompts(40)
+    pairs = [(p, [*p[::-1], END]) for p in rows]
+    found = score_by_kernels(made(model, backend), codec, pairs)
+    assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_row_is_the_same_in_every_batch(name: str, backend: str) -> None:
+    ours = made(MODELS[name](), backend)
+    draws = torch.rand(14, 5, dtype=torch.float64)
+    together = ours.generate(prompts(), None, draws, 5, END, 1.0, 0.9)
+    for i, prompt in list(enumerate(prompts()))[::3]:
+        alone = ours.generate([prompt], None, draws[i : i + 1], 5, END, 1.0, 0.9)
+        assert alone == ([together[0][i]], [together[1][i]])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30])
+def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.wte.weight[:] = weight
+    ours = made(model, backend)
+    draws = torch.rand(14, 3, dtype=torch.float64)
+    for temperature in (0.0, 1e-30, 1.0):
+        for top_p in (1.0, 0.5):
+            answers, _ = ours.generate(prompts(), None, draws, 3, None, temperature, top_p)
+            assert all(0 <= t < WORDS for answer in answers for t in answer)
+
+
+def test_an_answer_beyond_the_positions_is_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match="position 63"):
+        made(gpt2(), backend).generate([[3] * 62], None, None, 8, None)
+
+
+BAD: dict[str, Any] = {
+    "activation gelu": lambda: gpt2(activation_function="gelu"),
+    "cross attention": lambda: gpt2(add_cross_attention=True),
+    "float64": lambda: llama().double(),
+    "dynamic": lambda: llama(
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    ),
+}
+
+
+@pytest.mark.parametrize("feature", BAD)
+def test_what_is_not_supported_is_named(feature: str) -> None:
+    with pytest.raises(Unsupported, match=feature):
+        GpuLanguageModel(BAD[feature](), *program("opencl"))
