@@ -41,7 +41,9 @@ def forward(
     run(
         "attention_forward",
         *(q.contiguous(), k.contiguous(), v.contiguous(), factor.contiguous(), mask, lengths),
-        *(out, lse, *_sizes(q, k, v, causal), *by),
+        *(out, lse),
+        *_sizes(q, k, v, causal),
+        *by,
         blocks=q.shape[0] * q.shape[1] * -(-q.shape[2] // rows),
         threads=THREADS,
         room=room,

@@ -69,9 +69,6 @@ def _attention(b: int, t: int, alpha: float, backward: bool, device: str) -> Cas
     return Case(
         f"entmax {alpha} attention {'backward' if backward else 'forward'} B {b} T {t}",
         run(lambda *x: entmax_attention(*x, alpha=alpha, causal=True), q, k, v),
-        {
-            name: run(lambda *x, f=f: plain(f, *x), q, k, v)  # type: ignore[misc]
-            for name, f in _peers(alpha).items()
-        },
+        {name: run(lambda *x, f=f: plain(f, *x), q, k, v) for name, f in _peers(alpha).items()},
         truth,
     )

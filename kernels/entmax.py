@@ -17,7 +17,6 @@ from torch import Tensor
 
 from community.kernels.attention import (
     _packed,
-    _strides,
     _wide,
     added,
     check,
@@ -25,6 +24,7 @@ from community.kernels.attention import (
     scores,
     shared,
 )
+from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes
 
@@ -268,9 +268,9 @@ def _call(
 ) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
     """Packed keys, the mask, and the numbers that both kernels take."""
     (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
-    mask, strides = _strides(mask, q, k)
+    mask, by = strides(mask, q, k)
     offset = tk - tq + 1 if causal else tk
-    return _packed(k), mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *strides)
+    return _packed(k), mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
 
 
 def _room(q: Tensor, keys: int, workers: int) -> Tensor:

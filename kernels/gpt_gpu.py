@@ -87,8 +87,11 @@ class GpuLanguageModel(LanguageModel):
         self.simt(
             kernel,
             *(_shape(self.layout, self._places).to(self.device), self.weights, self._turns),
-            *(self.layout.epsilon, *(x.to(self.device) for x in lists), memory.floats),
-            *(memory.ints, sizes.to(self.device), memory.slots, memory.span, *moved),
+            self.layout.epsilon,
+            *(x.to(self.device) for x in lists),
+            *(memory.floats, memory.ints, sizes.to(self.device)),
+            *(memory.slots, memory.span),
+            *moved,
             blocks=len(blocks),
             threads=self.threads,
             room=SHARED,
