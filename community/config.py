@@ -122,6 +122,7 @@ class LearningSection(Section):
     batch: int = Field(32, ge=1)
     min_lessons: int = Field(1, ge=1, description="with fewer, a member does not learn")
     replay: int = Field(0, ge=0, description="earlier lessons mixed in, for each earlier round")
+    revalidate: bool = Field(False, description="rehearse no lesson that most contradict by now")
     peers: float = Field(0.0, ge=0, lt=1, description="share of lessons set aside as validation")
     alpha: float = Field(0.05, ge=0, lt=1, description="a fall less likely than this rolls back")
 

@@ -209,11 +209,13 @@ class Run:
         if not each:
             return {}
         learners = {lesson.learner for lesson in round_.lessons}
-        earlier: dict[str, list[Any]] = {name: [] for name in learners}
-        for lesson in self.ledger.lessons(before=n):
-            if lesson.learner in earlier and not school.set_aside(
-                lesson, self.recipe.learning.peers
-            ):
+        earlier: dict[str, list[Lesson]] = {name: [] for name in learners}
+        share = self.recipe.learning.peers
+        known = [x for x in self.ledger.lessons(before=n) if not school.set_aside(x, share)]
+        asked = self.recipe.learning.revalidate and known
+        doubted = self._doubted(n, known) if asked else set()
+        for lesson in known:
+            if lesson.learner in earlier and lesson.task not in doubted:
                 earlier[lesson.learner].append(lesson)
         first = self.recipe.first
         taught = min(first.examples, each * n)
@@ -227,6 +229,15 @@ class Run:
             )
             for name in sorted(learners)
         }
+
+    def _doubted(self, n: int, lessons: Sequence[Lesson]) -> set[str]:
+        """Tasks of earlier lessons that most members, asked again, answer otherwise."""
+        texts = {lesson.task: lesson.text for lesson in lessons}
+        posed = {task.id: task for r in range(1, n) for task in self.tasks("train", r)}
+        answers = {t: self.arena.answer(posed[t], text) for t, text in texts.items()}
+        teams = dict.fromkeys(self.names, tuple(posed[t] for t in texts))
+        ideas = self.members.propose(n, teams, samples=1, purpose="revalidate")
+        return school.doubted(ideas, answers)
 
     def _first_lessons(self, name: str, count: int) -> Sequence[Lesson]:
         """The first `count` of them, made again: they are cheaper to make than to keep."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from scipy.stats import binomtest
@@ -70,6 +70,18 @@ def replay(
     rng = random.Random(seed_of(seed, n, "replay"))
     chosen = [x for r in sorted(rounds) for x in rng.sample(rounds[r], min(each, len(rounds[r])))]
     return (*chosen, *rng.sample(list(first), min(len(first), max(each, len(chosen)))))
+
+
+def doubted(ideas: Sequence[Idea], answers: Mapping[str, str]) -> set[str]:
+    """Tasks that more of `ideas` answer otherwise than as `answers` (task -> answer) has it.
+
+    What a weak crowd once believed is often seen to be wrong by the better one it became.
+    """
+    balance: Counter[str] = Counter()
+    for idea in ideas:
+        if idea.answer:
+            balance[idea.task] += 1 if idea.answer != answers[idea.task] else -1
+    return {task for task, excess in balance.items() if excess > 0}
 
 
 def set_aside(lesson: Lesson, share: float) -> bool:

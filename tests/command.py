@@ -75,6 +75,7 @@ min_confidence = 0.1
 steps = 3
 batch = 16
 replay = 4
+revalidate = true
 peers = 0.2
 """
 """Two tiny transformers and a scripted member; every phase of a round has something to do."""

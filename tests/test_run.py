@@ -14,7 +14,9 @@ from community.errors import CommunityError
 from community.folder import create, refuse_changes, reopen, undo
 from community.ledger import Ledger
 from community.members import Silence
-from community.run import How, play
+from community.parts import specs_of
+from community.pool import LocalPool
+from community.run import How, Run, play
 
 LOCAL = How(pool="local")
 
@@ -151,6 +153,28 @@ class TestResuming:
         play(run, How(pool="local", listener=Heard()))
         assert heard[1:] == [(1, 2), (2, 2)]
         assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")
+
+    def test_what_is_doubted_is_not_rehearsed(self, tmp_path: Path) -> None:
+        folder = made(tmp_path, RECIPE)
+        phases: list[str] = []
+
+        class Hears(Silence):
+            def phase(self, name: str, total: int) -> None:
+                phases.append(name)
+
+        play(folder, How(pool="local", listener=Hears()))
+        assert phases.count("revalidate") == 2  # before round 1 there is nothing to doubt
+        recipe, base = reopen(folder)
+        specs = specs_of(recipe, base)
+        pool = LocalPool(specs, folder / "checkpoints")
+        with Ledger.open(folder / "ledger.db") as ledger:
+            run = Run(recipe, base, folder, ledger, pool, specs, LOCAL)
+            run.members.load(ledger.current_checkpoints())
+            asked = [x for xs in run._replays(ledger.round(3)).values() for x in xs if x.round]
+            doubted = run._doubted(3, asked)
+            assert asked and not doubted & {x.task for x in asked}
+            everything = {x.task for x in ledger.lessons(before=3)}
+            assert len(everything) > len({x.task for x in asked})
 
     def test_a_finished_run_stays_as_it_is(self, tmp_path: Path) -> None:
         run = made(tmp_path)

@@ -15,6 +15,7 @@ from community.arenas.splits import in_split
 from community.config import FirstSection, LearningSection
 from community.errors import CommunityError
 from community.school import (
+    doubted,
     fell,
     first_lessons,
     judged_by_peers,
@@ -100,6 +101,16 @@ def test_replay_depends_on_seed_and_round_alone() -> None:
     assert replay(EARLIER, BASIS, 3, 10, 7) == replay(EARLIER, BASIS, 3, 10, 7)
     assert replay(EARLIER, BASIS, 3, 10, 7) != replay(EARLIER, BASIS, 3, 10, 8)
     assert replay(EARLIER[:60], BASIS, 3, 10, 7) != replay(EARLIER[:60], BASIS, 4, 10, 7)
+
+
+def test_what_most_answer_otherwise_is_doubted() -> None:
+    def say(task: str, *answers: str) -> list[Idea]:
+        return [Idea(task, f"m{i}", "c", 2, 0, 0, a, answer=a) for i, a in enumerate(answers)]
+
+    ideas = [*say("right", "7", "7", "8"), *say("wrong", "8", "9", "7"), *say("even", "7", "8")]
+    ideas += say("silent", "", "", "7")
+    answers = dict.fromkeys(("right", "wrong", "even", "silent", "not asked"), "7")
+    assert doubted(ideas, answers) == {"wrong"}
 
 
 def test_a_task_is_set_aside_for_everyone_or_no_one() -> None:
