@@ -35,7 +35,8 @@ class Codec(Protocol):
         ...
 
     def positions(self, tokens: Sequence[int], offset: int = 0) -> list[int] | None:
-        """Position of every token; None for the model's own 0, 1, 2, ..."""
+        """Position of every token, all of them `offset` further on; None for the model's own
+        0, 1, 2, ..."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from pydantic import Field
@@ -14,6 +15,9 @@ from transformers import PreTrainedModel
 from community.agents.codec import Codec
 from community.agents.muon import Muon
 from community.config import Section
+from community.kernels.backend import kernels
+from community.kernels.gpt import Unsupported
+from community.kernels.train import Trainer
 from community.types import Learned, Lesson, Study
 
 IGNORED = -100
@@ -56,36 +60,118 @@ def train(
     """Train `model` in place for `study.steps` steps of `study.batch` sequences.
 
     Half of a batch are new lessons where there is something to replay. With `offsets`,
-    each sequence's restarting positions begin at a random one of 0 .. offsets - 1.
+    each sequence's restarting positions begin at a random one of 0 .. offsets - 1. The kernels
+    train what they can on the processor, torch the rest; the same rows, and the same weights
+    up to rounding.
     """
     rng = random.Random(study.seed)
-    fresh, old = Examples.of(study.lessons, codec), Examples.of(study.replay, codec)
+    examples = Examples.of((*study.lessons, *study.replay), codec)
+    fresh = range(len(study.lessons))
+    old = range(len(study.lessons), len(examples.rows))
     factor = settings.again if study.round else 1.0
-    optimizers = _optimizers(model, settings, factor)
-    rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    model.train()
+    kind = _ByKernels if study.steps and _compiled(model) else _ByTorch
+    try:
+        student: _Student = kind(model, codec, examples, settings, factor)
+    except Unsupported:
+        student = _ByTorch(model, codec, examples, settings, factor)
     tokens, loss = 0, torch.zeros(())
     for step in range(study.steps):
-        _set_rates(optimizers, rates, _schedule(step, study.steps, settings))
-        rows = _draw(fresh, old, study.batch, rng)
-        loss = _loss(model, codec, rows, [rng.randrange(max(1, offsets)) for _ in rows])
+        picked = _draw(fresh, old, study.batch, rng)
+        begins = [rng.randrange(max(1, offsets)) for _ in picked]
+        loss = student.step(picked, begins, _schedule(step, study.steps, settings))
+        tokens += sum(len(examples.rows[i][0]) for i in picked)
+    student.end()
+    return Learned(study.steps, round(float(loss), 6) if study.steps else None, tokens)
+
+
+def _draw(fresh: range, old: range, size: int, rng: random.Random) -> list[int]:
+    new = size - size // 2 if old else size
+    return rng.choices(fresh, k=new) + (rng.choices(old, k=size - new) if old else [])
+
+
+# -- who computes ----------------------------------------------------------------------
+
+
+class _Student(Protocol):
+    """A model in training."""
+
+    def step(self, picked: list[int], offsets: list[int], schedule: float) -> Tensor:
+        """Learn these examples, at the rates times `schedule`. The loss before."""
+        ...
+
+    def end(self) -> None:
+        """The model is as it was learned, and answers again."""
+        ...
+
+
+class _ByKernels:
+    """Training by train.c. Raises Unsupported."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codec: Codec,
+        examples: Examples,
+        settings: Optimizer,
+        factor: float,
+    ) -> None:
+        program = kernels("train")
+        assert program is not None
+        places = [codec.positions(row) for row, _ in examples.rows]
+        self.restart = bool(places) and places[0] is not None
+        self.model, self.rates = model, (settings.lr * factor, settings.muon * factor)
+        self.trainer = Trainer(
+            model,
+            program,
+            [(row, max(1, start)) for row, start in examples.rows],  # nothing foretells the first
+            [p or [] for p in places] if self.restart else None,
+            muon=[n for n, p in model.named_parameters() if settings.muon and _is_hidden(n, p)],
+            clip=settings.clip,
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, picked: list[int], offsets: list[int], schedule: float) -> Tensor:
+        rate, muon = (rate * schedule for rate in self.rates)
+        offsets = offsets if self.restart else [0] * len(picked)
+        return torch.tensor(self.trainer.step(picked, offsets, rate, muon))
+
+    def end(self) -> None:
+        self.trainer.write(self.model)
+        self.model.eval()
+
+
+class _ByTorch:
+    """Training by torch, on any device."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codec: Codec,
+        examples: Examples,
+        settings: Optimizer,
+        factor: float,
+    ) -> None:
+        self.model, self.codec, self.rows, self.clip = model, codec, examples.rows, settings.clip
+        self.optimizers = _optimizers(model, settings, factor)
+        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        model.train()
+
+    def step(self, picked: list[int], offsets: list[int], schedule: float) -> Tensor:
+        _set_rates(self.optimizers, self.rates, schedule)
+        loss = _loss(self.model, self.codec, [self.rows[i] for i in picked], offsets)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        for optimizer in optimizers:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens += sum(len(row) for row, _ in rows)
-    model.eval()
-    return Learned(study.steps, round(float(loss.detach()), 6) if study.steps else None, tokens)
+        return loss.detach()
+
+    def end(self) -> None:
+        self.model.eval()
 
 
-def _draw(
-    fresh: Examples, old: Examples, size: int, rng: random.Random
-) -> list[tuple[list[int], int]]:
-    new = size - size // 2 if old.rows else size
-    return rng.choices(fresh.rows, k=new) + (
-        rng.choices(old.rows, k=size - new) if old.rows else []
-    )
+def _compiled(model: PreTrainedModel) -> bool:
+    return model.device.type == "cpu" and kernels("train") is not None
 
 
 def _loss(
@@ -121,7 +207,7 @@ def _optimizers(
     model: PreTrainedModel, settings: Optimizer, factor: float
 ) -> list[torch.optim.Optimizer]:
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for n, p in trainable if settings.muon and p.ndim == 2 and _is_hidden(n)]
+    hidden = [p for n, p in trainable if settings.muon and _is_hidden(n, p)]
     known = {id(p) for p in hidden}
     rest = [p for _, p in trainable if id(p) not in known]
     decay = settings.weight_decay
@@ -135,9 +221,9 @@ def _optimizers(
     return optimizers
 
 
-def _is_hidden(name: str) -> bool:
+def _is_hidden(name: str, parameter: Tensor) -> bool:
     """Matrices inside the blocks; embeddings and the head are AdamW's."""
-    return ".h." in name or ".layers." in name
+    return parameter.ndim == 2 and (".h." in name or ".layers." in name)
 
 
 def _schedule(step: int, steps: int, settings: Optimizer) -> float:

@@ -209,8 +209,34 @@ def _dataset(domain: str, config: str, seed: int) -> Any:
 
 @lru_cache(maxsize=8192)
 def _entry(domain: str, config: str, seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = _dataset.__wrapped__(domain, config, seed)[0]
+    if _counts_on(domain, config):
+        return _at(_dataset(domain, config, 0), seed)
+    return _first(domain, config, seed)
+
+
+def _first(domain: str, config: str, seed: int) -> dict[str, Any]:
+    return _at(_dataset.__wrapped__(domain, config, seed), 0)
+
+
+def _at(dataset: Any, n: int) -> dict[str, Any]:
+    """Entry n without its number, so that equal entries are equal."""
+    entry = dict(dataset[n])
+    entry["metadata"] = {k: v for k, v in entry["metadata"].items() if k != "source_index"}
     return entry
+
+
+@lru_cache(maxsize=256)
+def _counts_on(domain: str, config: str) -> bool:
+    """Whether entry n of seed 0 is entry 0 of seed n, as for nearly all domains.
+
+    Then one dataset serves for all seeds: making one takes up to half a second, as many read
+    their word lists anew.
+    """
+    try:
+        one = _dataset(domain, config, 0)
+        return all(_at(one, s) == _first(domain, config, s) for s in (1, 5, 12345))
+    except IndexError:  # it looks at its size, which is 1
+        return False
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -281,6 +282,9 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str
     if first["type"] == "missing":
         return f"{at}: this key is needed"
     message = first["msg"].removeprefix("Value error, ")
+    # the words of TOML, not of Python
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
+    message = message.replace("a valid tuple", "a list")
     value = first.get("input")
     shown = f" (not {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{at}: {message[0].lower()}{message[1:]}{shown}"

@@ -37,7 +37,7 @@ def begin(
         _copy(shelves[name] / checkpoint, checkpoints / checkpoint)
     members.load({name: checkpoint for name, (_, checkpoint) in known.items()})
     wanted = [name for name in shelves if name not in known]
-    learned = members.learn({n: _study(recipe, arena, n) for n in wanted}, "first lessons")
+    learned = members.learn(_studies(recipe, arena, members, wanted), "first lessons")
     missing = [name for name in wanted if name not in learned]
     if missing:
         raise RuntimeError(f"{', '.join(missing)} failed in the first lessons")
@@ -45,6 +45,17 @@ def begin(
         _copy(checkpoints / checkpoint, shelves[name] / checkpoint)
         _write(shelves[name] / LABEL, json.dumps([checkpoint, asdict(fresh)]))
     return {name: both[0] for name, both in (known | learned).items()}
+
+
+def _studies(
+    recipe: Recipe, arena: Arena, members: Members, learners: Sequence[str]
+) -> dict[str, Study]:
+    members.listener.phase("posing first lessons", len(learners))
+    made = {}
+    for learner in learners:
+        made[learner] = _study(recipe, arena, learner)
+        members.listener.done(learner, 0)
+    return made
 
 
 def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:

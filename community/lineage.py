@@ -17,7 +17,17 @@ from rich.tree import Tree
 from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select
 
 from community.ledger import Ledger
-from community.tables import checkpoints, ideas, lessons, parents, rankings, tasks, taught, verdicts
+from community.tables import (
+    checkpoints,
+    ideas,
+    lessons,
+    parents,
+    rankings,
+    reliability,
+    tasks,
+    taught,
+    verdicts,
+)
 from community.types import WORLD
 
 WIDTH = 3
@@ -67,6 +77,7 @@ def lineage(ledger: Ledger, idea_id: str) -> Lineage:
     with ledger.reading() as conn:
         row = conn.scalars(select(ideas.c.row).where(ideas.c.id == full)).one()
         facts = {**_idea_facts(conn, row), "verdicts": _verdicts(conn, row)}
+        facts["votes"] = _votes(conn, row)
         return Lineage(
             idea=Node("idea", full, facts),
             ancestors=Side(*_conversation(conn, row, back=True), _taught_by(conn, row)),
@@ -133,6 +144,30 @@ def _verdicts(conn: Connection, row: int) -> list[dict[str, Any]]:
             entry = {"judge": judge, "score": share, "confidence": confidence}
             found.append({**entry, "against": against or ""})
     return sorted(found, key=lambda entry: entry["judge"] != WORLD)
+
+
+def _votes(conn: Connection, row: int) -> list[dict[str, Any]]:
+    """What each member said last and most often of the idea's task: a vote for it or another.
+
+    The score is 1 where the answer is the idea's; `reliability` is what weighs the vote.
+    """
+    this, count = ideas.alias(), func.count()
+    same = and_(ideas.c.task == this.c.task, ideas.c.round == this.c.round, ideas.c.answer != "")
+    trust = and_(reliability.c.judge == ideas.c.author, reliability.c.round == ideas.c.round)
+    query = (
+        select(ideas.c.author, ideas.c.turn, ideas.c.answer, count, this.c.answer.label("own"))
+        .add_columns(reliability.c.value)
+        .join_from(this, ideas, same)
+        .outerjoin(reliability, trust)
+        .where(this.c.row == row)
+        .group_by(ideas.c.author, ideas.c.turn, ideas.c.answer, this.c.answer, reliability.c.value)
+        .order_by(ideas.c.author, ideas.c.turn.desc(), count.desc(), func.min(ideas.c.row))
+    )
+    votes: dict[str, dict[str, Any]] = {}
+    for author, _, answer, _, own, value in conn.execute(query):
+        vote = {"judge": author, "score": float(answer == own), "answer": answer}
+        votes.setdefault(author, {**vote, "reliability": value})
+    return list(votes.values())
 
 
 # -- the conversation ----------------------------------------------------------------------
@@ -303,12 +338,25 @@ def render(found: Lineage) -> Tree:
         said = f"{verdict['judge']}: {verdict['score']:.2f}{against}"
         judged.add(Text(f"{said} (confidence {verdict['confidence']:.2f})"))
     _more(judged, len(facts["verdicts"]) - 3 * WIDTH)
+    _render_votes(tree, facts["votes"])
     back, ahead = found.ancestors, found.descendants
     _branch(tree, f"builds on {_count(back.total, 'idea')} of its conversation", back.ideas)
     _branch(tree, "taught by, back to the start", back.steps)
     _branch(tree, f"built on by {_count(ahead.total, 'idea')} of its conversation", ahead.ideas)
     _branch(tree, "taught, and what came of that", ahead.steps, ahead.more)
     return tree
+
+
+def _render_votes(tree: Tree, votes: Sequence[Mapping[str, Any]]) -> None:
+    """Members that gave the same answer, then those that gave another."""
+    agreed = sum(vote["score"] == 1 for vote in votes)
+    branch = tree.add(f"voted for by {agreed} of the {_count(len(votes), 'member')} that answered")
+    for vote in sorted(votes, key=lambda v: -v["score"])[: 3 * WIDTH]:
+        said = "" if vote["score"] else f", said {_plain(vote['answer'], 30)}"
+        known = vote["reliability"]
+        weight = "" if known is None else f" (reliability {known:.2f})"
+        branch.add(Text(f"{vote['judge']}: {vote['score']:.2f}{weight}{said}"))
+    _more(branch, len(votes) - 3 * WIDTH)
 
 
 def _branch(tree: Tree, title: str, nodes: Sequence[Node], more: int = 0) -> None:

@@ -1,11 +1,9 @@
 /* Attention and its gradients, one thread an item: matrix products in register blocks of ROWS rows
  * by COLS columns, softmax online over blocks of keys, nothing computed above the causal diagonal.
  * Widths (d of queries and keys, dv of values) are multiples of COLS; attention.py sees to that.
- *
- * Keys, and for the gradients values, come packed: panels of COLS positions, in each panel COLS
- * neighbouring numbers for every component, zeros after the last position.
+ * Keys, and for the gradients values, come packed: see tiles.h.
  */
-#include "items.h"
+#include "tiles.h"
 
 #ifdef __OPENCL_VERSION__
 #define EXP(x) exp(x)
@@ -15,25 +13,12 @@
 #define LOG(x) logf(x)
 #endif
 
-#define ROWS 6
-#define COLS (2 * LANES)
 #ifndef BQ
 #define BQ 96   /* queries in a block, a multiple of ROWS */
 #endif
 #ifndef BK
 #define BK 64  /* keys in a block, a multiple of COLS */
 #endif
-#define INLINE static inline __attribute__((always_inline))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define UP(n, to) (((n) + (to) - 1) / (to) * (to))
-#define BITS(x) (*(veci *)&(x))
-
-INLINE vec greater(vec a, vec b) {
-    veci first = a > b;
-    veci chosen = (first & BITS(a)) | (~first & BITS(b));
-    return *(vec *)&chosen;
-}
 
 /* e^x for x up to about 80; 0 below -87, NaN for NaN. Cephes' polynomial, error 2 ulp. */
 INLINE vec exponential(vec x) {
@@ -50,43 +35,6 @@ INLINE vec exponential(vec x) {
     veci tiny = x < ALL(-87.0f);
     veci bits = (BITS(p) + (BITS(shifted) << 23)) & ~tiny;
     return *(vec *)&bits;
-}
-
-INLINE float total(vec x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
-/* c (rows x COLS) = or += a (rows x depth) b (depth x COLS), a[i][k] at a[i * ai + k * ak]. Rows
- * after the last repeat it, in a and in c, and so write the same numbers once more. */
-INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b, int bk, int depth,
-                    GLOBAL float *c, int ci, int rows, int add) {
-    int r1 = MIN(1, rows - 1), r2 = MIN(2, rows - 1), r3 = MIN(3, rows - 1);
-    int r4 = MIN(4, rows - 1), r5 = MIN(5, rows - 1);
-    GLOBAL const float *a0 = a, *a1 = a + r1 * ai, *a2 = a + r2 * ai;
-    GLOBAL const float *a3 = a + r3 * ai, *a4 = a + r4 * ai, *a5 = a + r5 * ai;
-    GLOBAL float *c0 = c, *c1 = c + r1 * ci, *c2 = c + r2 * ci;
-    GLOBAL float *c3 = c + r3 * ci, *c4 = c + r4 * ci, *c5 = c + r5 * ci;
-    vec x0 = ALL(0.0f), x1 = x0, x2 = x0, x3 = x0, x4 = x0, x5 = x0;
-    vec y0 = x0, y1 = x0, y2 = x0, y3 = x0, y4 = x0, y5 = x0;
-    if (add) {
-        x0 = CVEC(c0), x1 = CVEC(c1), x2 = CVEC(c2), x3 = CVEC(c3), x4 = CVEC(c4), x5 = CVEC(c5);
-        y0 = CVEC(c0 + LANES), y1 = CVEC(c1 + LANES), y2 = CVEC(c2 + LANES);
-        y3 = CVEC(c3 + LANES), y4 = CVEC(c4 + LANES), y5 = CVEC(c5 + LANES);
-    }
-    for (int k = 0, at = 0; k < depth; k++, at += ak, b += bk) {
-        vec left = CVEC(b), right = CVEC(b + LANES), by;
-        by = ALL(a0[at]), x0 += by * left, y0 += by * right;
-        by = ALL(a1[at]), x1 += by * left, y1 += by * right;
-        by = ALL(a2[at]), x2 += by * left, y2 += by * right;
-        by = ALL(a3[at]), x3 += by * left, y3 += by * right;
-        by = ALL(a4[at]), x4 += by * left, y4 += by * right;
-        by = ALL(a5[at]), x5 += by * left, y5 += by * right;
-    }
-    VEC(c0) = x0, VEC(c1) = x1, VEC(c2) = x2, VEC(c3) = x3, VEC(c4) = x4, VEC(c5) = x5;
-    VEC(c0 + LANES) = y0, VEC(c1 + LANES) = y1, VEC(c2 + LANES) = y2;
-    VEC(c3 + LANES) = y3, VEC(c4 + LANES) = y4, VEC(c5 + LANES) = y5;
 }
 
 /* x (items, t, d) -> packed (items, panels, d, COLS) */

@@ -2,20 +2,36 @@
 
 Martins and Astudillo 2016 (sparsemax), Peters, Niculae and Martins 2019 (entmax). Both are
 max(0, ((a - 1) x - tau)) ^ (1 / (a - 1)) with a = 2 or 1.5 and the threshold tau that makes the
-sum 1; tau is found by sorting, exactly. Gradients need the result alone.
+sum 1. `reference` finds tau by sorting; entmax.c (C or OpenCL) by a few passes that are exact as
+well, and its attention computes nothing for keys that are not chosen. Gradients need the result,
+or tau, alone. On a GPU and in float64 plain torch computes.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
 
-from community.kernels.attention import check, factors, scores, shared
+from community.kernels.attention import (
+    _packed,
+    _wide,
+    added,
+    check,
+    factors,
+    scores,
+    shared,
+)
+from community.kernels.attention_gpu import strides
+from community.kernels.backend import kernels
+from community.kernels.build import Program, lanes
 
 _HALVES = (torch.float16, torch.bfloat16)
 ALPHAS = (1.5, 2.0)
+_ROWS = 6  # as in tiles.h
+_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 
 
 def sparsemax(x: Tensor) -> Tensor:
@@ -35,9 +51,7 @@ def reference(x: Tensor, alpha: float) -> Tensor:
     """The same, by autograd through the sorting; alpha is 1.5 or 2."""
     _check(x, alpha)
     shifted = _shifted(x, alpha)
-    tau = _sparsemax_threshold(shifted) if alpha == 2.0 else _entmax15_threshold(shifted)
-    kept = (shifted - tau).clamp(min=0)
-    return kept if alpha == 2.0 else kept.square()
+    return _weights(shifted, _threshold(shifted, alpha), alpha)
 
 
 def entmax_attention(
@@ -55,13 +69,21 @@ def entmax_attention(
     """entmax(q k^T scale / temperature + mask) v: most weights are exactly zero.
 
     Shapes, options and errors are those of `community.kernels.attention.attention`; alpha is 1.5
-    or 2. Keeps all weights in memory. A query that sees no key gives zeros.
+    or 2. A query that sees no key gives zeros.
     """
     check(q, k, v, scale, temperature, lengths, mask)
+    _check_alpha(alpha)
     wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
     by = factors(q, scale, temperature)
-    weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
-    return (weights @ shared(wide[2], q)).to(q.dtype)
+    if mask is not None and mask.requires_grad:
+        weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
+        return (weights @ shared(wide[2], q)).to(q.dtype)
+    if mask is not None:
+        mask = added(mask, wide[0].dtype)
+    if lengths is not None:
+        lengths = lengths.to(torch.int32)
+    out, _ = _attention(*wide, by, mask, lengths, causal, alpha)
+    return out.to(q.dtype)
 
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
@@ -71,17 +93,39 @@ def _entmax(x: Tensor, alpha: float) -> Tensor:
 
 
 def _check(x: Tensor, alpha: float) -> None:
-    if alpha not in ALPHAS:
-        raise ValueError(f"alpha is {alpha}, and must be 1.5 or 2")
+    _check_alpha(alpha)
     if not x.is_floating_point():
         raise ValueError(f"entmax needs floating numbers, not {x.dtype}")
     if not x.dim() or not x.shape[-1]:
         raise ValueError(f"entmax needs at least one number in a row; got {tuple(x.shape)}")
 
 
+def _check_alpha(alpha: float) -> None:
+    if alpha not in ALPHAS:
+        raise ValueError(f"alpha is {alpha}, and must be 1.5 or 2")
+
+
+# -- rows ------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("community::entmax", mutates_args=())
 def _operation(x: Tensor, alpha: float) -> Tensor:
-    return reference(x, alpha).contiguous()
+    run = _program(x)
+    if run is None or not x.numel() or x.numel() >= 2**31:
+        return reference(x, alpha).contiguous()
+    n = x.shape[-1]
+    rows = x.numel() // n
+    workers = min(_CORES, rows)
+    y, room = x.new_empty(x.shape), x.new_empty(workers * (n + 2 * lanes()))
+    run("entmax_rows", x.contiguous(), y, room, rows, n, float(alpha), items=workers)
+    return y
+
+
+def _program(x: Tensor, mask: Tensor | None = None) -> Program | None:
+    """entmax.c where it computes: float32 on the processor, with a backend that works."""
+    if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
+        return None
+    return kernels("entmax") if x.dtype == torch.float32 and x.device.type == "cpu" else None
 
 
 @_operation.register_fake
@@ -112,6 +156,139 @@ def _differentiate(ctx, go: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-u
 
 
 _operation.register_autograd(_differentiate, setup_context=_keep)
+
+
+# -- attention -------------------------------------------------------------------------
+
+
+@torch.library.custom_op("community::entmax_attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """(B, H, Tq, Dv), and the thresholds (B, H, Tq) of the scores below the highest."""
+    run = _program(q, mask)
+    if run is None:
+        shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
+        t = _threshold(shifted, alpha)
+        return _weights(shifted, t, alpha) @ shared(v, q), t.squeeze(-1)
+    (b, h, tq, _), tk = q.shape, k.shape[2]
+    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    out, t = q.new_empty(b, h, tq, values.shape[-1]), q.new_empty(b, h, tq)
+    packed, mask, numbers = _call(queries, keys, values, mask, causal)
+    workers = min(_CORES, b * h)
+    tensors = (queries, packed, values, factor.contiguous(), mask, lengths, out, t)
+    run("entmax_forward", *tensors, _room(q, tk, workers), *numbers, float(alpha), items=workers)
+    return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("community::entmax_attention_backward", mutates_args=())
+def _attention_backward(
+    go: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    alpha: float,
+    t: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = _program(q, mask)
+    if run is None:
+        shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
+        p = _weights(shifted, t.unsqueeze(-1), alpha)
+        ds = _operation_backward(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
+        gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
+        gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
+        return ds @ shared(k, q), gk, gv
+    (b, hk, tk, _) = k.shape
+    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
+    packed, mask, numbers = _call(queries, keys, values, mask, causal)
+    workers = min(_CORES, b * hk)
+    tensors = (_wide(go), queries, keys, packed, values, factor.contiguous(), mask, lengths)
+    room = _room(q, tk, workers)
+    run(
+        "entmax_backward",
+        *tensors,
+        t.contiguous(),
+        *grads,
+        room,
+        *numbers,
+        float(alpha),
+        items=workers,
+    )
+    gq, gk, gv = (
+        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
+        for g, x in zip(grads, (q, k, v), strict=True)
+    )
+    return gq, gk, gv
+
+
+@_attention_backward.register_fake
+def _(
+    _go: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep_attention(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[no-untyped-def, type-arg]
+    *tensors, ctx.causal, ctx.alpha = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
+    *tensors, t = ctx.saved_tensors
+    gq, gk, gv = _attention_backward(go, *tensors, ctx.causal, ctx.alpha, t)
+    q, factor, gf = tensors[0], tensors[3], None
+    if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
+        gf = (q * gq).sum((0, 2, 3)) / factor
+    return gq, gk, gv, gf, None, None, None, None
+
+
+_attention.register_autograd(_differentiate_attention, setup_context=_keep_attention)
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    """Packed keys, the mask, and the numbers that both kernels take."""
+    (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
+    mask, by = strides(mask, q, k)
+    offset = tk - tq + 1 if causal else tk
+    return _packed(k), mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
+
+
+def _room(q: Tensor, keys: int, workers: int) -> Tensor:
+    """As ROOM in entmax.c."""
+    columns = 2 * lanes()
+    return q.new_empty(workers * (_ROWS + 3) * (-(-keys // columns) * columns + columns))
+
+
+# -- in torch --------------------------------------------------------------------------
+
+
+def _weights(shifted: Tensor, t: Tensor, alpha: float) -> Tensor:
+    kept = (shifted - t).clamp(min=0)
+    return kept if alpha == 2.0 else kept.square()
+
+
+def _threshold(shifted: Tensor, alpha: float) -> Tensor:
+    return _sparsemax_threshold(shifted) if alpha == 2.0 else _entmax15_threshold(shifted)
 
 
 def _shifted(x: Tensor, alpha: float) -> Tensor:

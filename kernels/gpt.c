@@ -33,12 +33,19 @@
 #define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
 
 enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
+enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KINDS in gpt.py */
+#define LINE 64                   /* bytes that come from memory together */
+#ifndef GROUP
+#define GROUP 32 /* inputs that share a scale of int8 weights */
+#endif
 
 /* -- vectors ------------------------------------------------------------------------ */
 
 static float sum_of(vec v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
+    float s = (v[0] + v[1]) + (v[2] + v[3]) + ((v[4] + v[5]) + (v[6] + v[7]));
+#if LANES == 16
+    s += (v[8] + v[9]) + (v[10] + v[11]) + ((v[12] + v[13]) + (v[14] + v[15]));
+#endif
     return s;
 }
 
@@ -85,12 +92,55 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
 
 /* -- products with weights ---------------------------------------------------------- */
 
-/* Weights lie in panels of WIDE outputs: for each input, WIDE floats side by side. A tile is
- * some rows by one panel: every weight that is loaded serves all its rows, from registers. */
+/* Weights lie in panels of WIDE outputs: for each input, WIDE numbers side by side, as floats, as
+ * bfloat16 (a word holds output o below and output o + LANES above) or as int8, where GROUP inputs
+ * at a time follow their WIDE scales. They are the same floats in every path through here: a
+ * product with int8 weights gives, bit for bit, what it gives with the floats they stand for. */
+#define LOW(words) FLOATS((words) << 16)
+#define HIGH(words) FLOATS((words) & -65536)
+#define WORDS(p) (*(GLOBAL const veci *)(p))
+#define FLOATS_AT(p) ((GLOBAL const float *)(p))
+
+#ifdef __OPENCL_VERSION__
+typedef char vec8 __attribute__((ext_vector_type(LANES), aligned(1)));
+#else
+typedef i8 vec8 __attribute__((vector_size(LANES), aligned(1), may_alias));
+#endif
+/* LANES int8 at p as floats. */
+#define SMALL(p)                                                                                \
+    __builtin_convertvector(__builtin_convertvector(*(GLOBAL const vec8 *)(p), veci), vec)
+
+/* Bytes of a panel. */
+static i64 panel_bytes(int kind, int inputs) {
+    if (kind == INT8) return (i64)inputs * WIDE + (i64)((inputs + GROUP - 1) / GROUP) * WIDE * 4;
+    return (i64)inputs * WIDE * (kind == FLOAT32 ? 4 : 2);
+}
+
+/* A panel as floats. */
+static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to) {
+    if (kind == FLOAT32)
+        for (int i = 0; i < inputs * WIDE; i += LANES) VEC(to + i) = CVEC(FLOATS_AT(from) + i);
+    if (kind == BFLOAT16)
+        for (int i = 0; i < inputs; i++, to += WIDE) {
+            veci words = WORDS(from + i * LANES * 4);
+            VEC(to) = LOW(words), VEC(to + LANES) = HIGH(words);
+        }
+    if (kind == INT8)
+        for (int g = 0; g < inputs; g += GROUP) {
+            vec low = CVEC(FLOATS_AT(from)), high = CVEC(FLOATS_AT(from) + LANES);
+            from += WIDE * 4;
+            for (int i = g; i < g + GROUP && i < inputs; i++, from += WIDE, to += WIDE)
+                VEC(to) = SMALL(from) * low, VEC(to + LANES) = SMALL(from + LANES) * high;
+        }
+}
+
+/* A tile is some rows by one panel of floats: every weight that is loaded serves all its rows, from
+ * registers. Meanwhile it has two lines an input on their way to the cache from `ahead` on. */
 #define ONE(f) f(0)
 #define TWO(f) f(0) f(1)
 #define FOUR(f) TWO(f) f(2) f(3)
 #define SIX(f) FOUR(f) f(4) f(5)
+#define EIGHT(f) SIX(f) f(6) f(7)
 #define OPEN(r) vec low##r = CVEC(bias), high##r = CVEC(bias + LANES);
 #define TAKE(r)                                                                                 \
     {                                                                                           \
@@ -103,10 +153,13 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
     static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
-                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add) {            \
+                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
+                     GLOBAL const u8 *ahead) {                                                  \
         EACH(OPEN)                                                                              \
         for (int i = 0; i < inputs; i++) {                                                      \
             vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
+            __builtin_prefetch(ahead + (i64)i * 2 * LINE);                                      \
+            __builtin_prefetch(ahead + (i64)i * 2 * LINE + LINE);                               \
             EACH(TAKE)                                                                          \
         }                                                                                       \
         EACH(CLOSE)                                                                             \
@@ -114,51 +167,59 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
 TILE(tile_of_1, ONE)
 TILE(tile_of_2, TWO)
 TILE(tile_of_4, FOUR)
+#if LANES == 16 /* 32 registers */
+TILE(tile_of_8, EIGHT)
+#define FULL_TILE(...) WHILE(8, tile_of_8)
+#else
 TILE(tile_of_6, SIX)
+#define FULL_TILE(...) WHILE(6, tile_of_6)
+#endif
 
 /* One row by four panels at once, for a single sum would wait for each of its additions. */
 #define PANEL_OPEN(p) vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);
-#define PANEL_TAKE(p)                                                                           \
-    low##p += s * CVEC(panel + p * next + i * WIDE);                                            \
-    high##p += s * CVEC(panel + p * next + i * WIDE + LANES);
 #define PANEL_CLOSE(p)                                                                          \
     if (add) low##p += CVEC(y + p * WIDE), high##p += CVEC(y + p * WIDE + LANES);               \
     VEC(y + p * WIDE) = low##p, VEC(y + p * WIDE + LANES) = high##p;
-static void single(GLOBAL const float *x, int inputs, GLOBAL const float *bias,
-                   GLOBAL const float *panel, GLOBAL float *y, int add) {
-    i64 next = (i64)inputs * WIDE;
+#define FLOAT_TAKE(p)                                                                           \
+    low##p += s * CVEC(FLOATS_AT(panel + p * next) + i * WIDE);                                 \
+    high##p += s * CVEC(FLOATS_AT(panel + p * next) + i * WIDE + LANES);
+#define BFLOAT_TAKE(p)                                                                          \
+    {                                                                                           \
+        veci words = WORDS(panel + p * next + i * LANES * 4);                                   \
+        low##p += s * LOW(words);                                                               \
+        high##p += s * HIGH(words);                                                             \
+    }
+#define SCALES(p)                                                                               \
+    vec small##p = CVEC(FLOATS_AT(panel + p * next));                                           \
+    vec great##p = CVEC(FLOATS_AT(panel + p * next) + LANES);
+#define INT_TAKE(p)                                                                             \
+    low##p += s * (SMALL(at + p * next) * small##p);                                            \
+    high##p += s * (SMALL(at + p * next + LANES) * great##p);
+static void single(GLOBAL const float *x, int kind, int inputs, GLOBAL const float *bias,
+                   GLOBAL const u8 *panel, GLOBAL float *y, int add) {
+    i64 next = panel_bytes(kind, inputs);
     FOUR(PANEL_OPEN)
-    for (int i = 0; i < inputs; i++) {
-        float s = x[i];
-        FOUR(PANEL_TAKE)
-    }
+    if (kind == FLOAT32)
+        for (int i = 0; i < inputs; i++) {
+            float s = x[i];
+            FOUR(FLOAT_TAKE)
+        }
+    if (kind == BFLOAT16)
+        for (int i = 0; i < inputs; i++) {
+            float s = x[i];
+            FOUR(BFLOAT_TAKE)
+        }
+    if (kind == INT8)
+        for (int g = 0; g < inputs; g += GROUP) {
+            FOUR(SCALES)
+            GLOBAL const u8 *at = panel += WIDE * 4;
+            for (int i = g; i < g + GROUP && i < inputs; i++, at += WIDE) {
+                float s = x[i];
+                FOUR(INT_TAKE)
+            }
+            panel = at;
+        }
     FOUR(PANEL_CLOSE)
-}
-
-/* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p; y (rows, outputs) at stride y_p,
- * outputs a multiple of WIDE. At w: b, then the panels of W. Returns where the next weights lie:
- * the weights of a model stand in the order in which they are used. */
-static GLOBAL const float *product(GLOBAL const float *x, int x_p, int inputs,
-                                   GLOBAL const float *w, GLOBAL float *y, int y_p, int outputs,
-                                   int rows, int add) {
-    GLOBAL const float *bias = w, *panel = w + outputs;
-    i64 next = (i64)inputs * WIDE;
-    int o = 0;
-    if (rows == 1)
-        for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
-            single(x, inputs, bias + o, panel, y + o, add);
-    for (; o < outputs; o += WIDE, panel += next) {
-        int r = 0;
-#define WHILE(n, tile)                                                                          \
-    for (; r + n <= rows; r += n)                                                               \
-        tile(x + (i64)r * x_p, x_p, inputs, bias + o, panel, y + (i64)r * y_p + o, y_p, add);
-        WHILE(6, tile_of_6)
-        WHILE(4, tile_of_4)
-        WHILE(2, tile_of_2)
-        WHILE(1, tile_of_1)
-#undef WHILE
-    }
-    return panel;
 }
 
 /* -- the model and the memory of a block -------------------------------------------- */
@@ -167,65 +228,129 @@ typedef struct {
     int layers, width, heads, groups, size, hidden, words, places, rms, gated, activation, learned;
     int rows;  /* tokens in one pass, and sequences in a block, at most */
     int slots; /* sequences that the cache has room for */
-    int span; /* tokens that a sequence may have, a multiple of LANES */
+    int kind;  /* of the weights of products */
+    int table; /* kind of the embeddings: FLOAT32 or BFLOAT16 */
+    int part;  /* rows that go through a layer together, at most */
+    int whitened; /* queries and keys are normalised, head by head */
+    int span;  /* tokens that a sequence may have, a multiple of LANES */
     int width_p, mix, mix_p, qkv_p, hidden_p, middle_p, words_p, size_p;
     float epsilon;
-    GLOBAL const float *embedding, *position, *blocks; /* weights, in this order */
-    GLOBAL const float *turns;                         /* (places, 2, size / 2): cos and sin */
-    GLOBAL float *x, *n, *qkv, *attended, *middle, *scores, *last, *logits, *chances;
-    GLOBAL float *keys, *values; /* (slot, layer, group): see `cached` */
+    GLOBAL const u8 *embedding, *position, *blocks; /* weights, in this order */
+    GLOBAL const float *turns;                      /* (places, 2, size / 2): cos and sin */
+    GLOBAL float *x, *n, *qkv, *attended, *middle, *scores, *last, *logits, *chances, *panel;
+    GLOBAL float *cache; /* see `cached` */
     GLOBAL int *token, *slot, *at, *where, *live, *heap;
 } Model;
 
-/* Lays the model over its weights and the memory of one block; gpt.py's `_room` counts it. */
-static Model opened(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+static int larger(int a, int b) { return a > b ? a : b; }
+
+/* Bytes of a row of an embedding. */
+static i64 row_bytes(int kind, int n) { return (i64)n * (kind == FLOAT32 ? 4 : 2); }
+
+/* Lays the model over its weights and the memory of one block; gpt.py's `room` counts it. */
+static Model opened(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const float *turns,
                     float epsilon, int span, GLOBAL float *memory, GLOBAL int *notes) {
     Model m;
     m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
     m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.places = shape[7];
     m.rms = shape[8], m.gated = shape[9], m.activation = shape[10], m.learned = shape[11];
-    m.rows = shape[12], m.slots = shape[13], m.span = span, m.epsilon = epsilon, m.turns = turns;
+    m.kind = shape[12], m.table = shape[13], m.part = shape[14], m.rows = shape[15];
+    m.slots = shape[16], m.whitened = shape[17], m.span = span, m.epsilon = epsilon, m.turns = turns;
     m.width_p = PADDED(m.width), m.hidden_p = PADDED(m.hidden), m.words_p = PADDED(m.words);
     m.mix = m.heads * m.size, m.mix_p = PADDED(m.mix) + WIDE, m.size_p = PADDED(m.size);
     m.qkv_p = PADDED(m.mix + 2 * m.groups * m.size);
     m.middle_p = m.gated ? 2 * m.hidden_p : m.hidden_p;
     m.embedding = weights;
-    m.position = m.embedding + (i64)m.words * m.width_p;
-    m.blocks = m.position + (m.learned ? (i64)m.places * m.width_p : 0);
+    m.position = m.embedding + m.words * row_bytes(m.table, m.width_p);
+    m.blocks = m.position + (m.learned ? m.places * row_bytes(m.table, m.width_p) : 0);
     i64 rows = m.rows;
     m.x = memory, m.n = m.x + rows * m.width_p, m.qkv = m.n + rows * m.width_p;
     m.attended = m.qkv + rows * m.qkv_p, m.middle = m.attended + rows * m.mix_p;
     m.last = m.middle + rows * m.middle_p, m.logits = m.last + rows * m.width_p;
     m.chances = m.logits + rows * m.words_p, m.scores = m.chances + m.words_p;
-    m.keys = m.scores + span;
-    m.values = m.keys + (i64)m.slots * m.layers * m.groups * m.size * span;
+    m.panel = m.scores + span;
+    m.cache = m.panel + larger(larger(m.width_p, m.hidden_p), m.mix_p) * WIDE;
     m.token = notes, m.slot = m.token + rows, m.at = m.slot + rows, m.where = m.at + rows;
     m.live = m.where + rows, m.heap = m.live + rows;
     return m;
 }
 
-/* Which (slot, layer, group) of the cache. Keys of LANES tokens lie side by side, dimension after
- * dimension, (span / LANES, size, LANES); values are plain, (span, size_p). */
-static i64 cached(const Model *m, int slot, int layer, int group) {
-    return ((i64)slot * m->layers + layer) * m->groups + group;
+/* Floats that LANES tokens take in the cache of a layer: of a group, of all groups. */
+static int chunk(const Model *m) { return LANES * (m->size + m->size_p); }
+static int chunks(const Model *m) { return m->groups * chunk(m); }
+
+/* The cache of a sequence in a layer: for LANES tokens at a time, for each group, keys dimension
+ * after dimension (size, LANES), then values (LANES, size_p). What a row reads lies together. */
+static GLOBAL float *cached(const Model *m, int slot, int layer) {
+    return m->cache + ((i64)slot * m->layers + layer) * (m->span / LANES) * chunks(m);
+}
+
+static int blocks_of(int tokens) { return (tokens + LANES - 1) / LANES; }
+
+/* What will be read soon: the cache of rows `row` to `end` in a layer. */
+typedef struct {
+    int row, end, layer;
+    i64 done; /* bytes of that row */
+} Errand;
+
+/* The next so many bytes of the errand; `otherwise` where it is done. */
+static GLOBAL const u8 *next_of(const Model *m, Errand *e, i64 bytes, GLOBAL const u8 *otherwise) {
+    if (e->row >= e->end) return otherwise;
+    GLOBAL const u8 *from = (GLOBAL const u8 *)cached(m, m->slot[e->row], e->layer) + e->done;
+    e->done += bytes;
+    if (e->done >= (i64)blocks_of(m->at[e->row] + 1) * chunks(m) * 4) e->row++, e->done = 0;
+    return from;
+}
+
+/* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p; y (rows, outputs) at stride y_p,
+ * outputs a multiple of WIDE. At w: b, then the panels of W. Returns where the next weights lie:
+ * the weights of a model stand in the order in which they are used. */
+static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, int inputs,
+                                GLOBAL const u8 *w, GLOBAL float *y, int y_p, int outputs, int rows,
+                                int add, Errand *errand) {
+    GLOBAL const float *bias = FLOATS_AT(w);
+    GLOBAL const u8 *panel = w + (i64)outputs * 4;
+    i64 next = panel_bytes(m->kind, inputs);
+    int o = 0;
+    if (rows == 1)
+        for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
+            single(x, m->kind, inputs, bias + o, panel, y + o, add);
+    for (; o < outputs; o += WIDE, panel += next) {
+        GLOBAL const float *floats = FLOATS_AT(panel);
+        if (m->kind != FLOAT32) unpack(panel, m->kind, inputs, m->panel), floats = m->panel;
+        int r = 0;
+#define WHILE(n, tile)                                                                          \
+    for (; r + n <= rows; r += n) {                                                             \
+        GLOBAL const u8 *ahead = panel + next;                                                  \
+        if (r || m->part < m->rows) ahead = next_of(m, errand, inputs * 2 * LINE, ahead);       \
+        tile(x + (i64)r * x_p, x_p, inputs, bias + o, floats, y + (i64)r * y_p + o, y_p, add,   \
+             ahead);                                                                            \
+    }
+        FULL_TILE()
+        WHILE(4, tile_of_4)
+        WHILE(2, tile_of_2)
+        WHILE(1, tile_of_1)
+#undef WHILE
+    }
+    return panel;
 }
 
 /* -- one pass ----------------------------------------------------------------------- */
 
 static void embed(const Model *m, int r) {
-    GLOBAL const float *word = m->embedding + (i64)m->token[r] * m->width_p;
-    GLOBAL const float *place = m->position + (i64)m->where[r] * m->width_p;
-    GLOBAL float *x = m->x + (i64)r * m->width_p;
-    for (int i = 0; i < m->width_p; i += LANES) VEC(x + i) = CVEC(word + i);
-    if (m->learned)
-        for (int i = 0; i < m->width_p; i += LANES) VEC(x + i) += CVEC(place + i);
+    i64 row = row_bytes(m->table, m->width_p);
+    GLOBAL float *x = m->x + (i64)r * m->width_p, *place = m->panel;
+    unpack(m->embedding + m->token[r] * row, m->table, m->width_p / WIDE, x);
+    if (!m->learned) return;
+    unpack(m->position + m->where[r] * row, m->table, m->width_p / WIDE, place);
+    for (int i = 0; i < m->width_p; i += LANES) VEC(x + i) += CVEC(place + i);
 }
 
 /* n = (x - mean) / deviation * scale + shift; RMSNorm takes 0 for the mean. */
-static GLOBAL const float *normed(const Model *m, GLOBAL const float *w, int rows) {
-    GLOBAL const float *scale = w, *shift = w + m->width_p;
+static GLOBAL const u8 *normed(const Model *m, GLOBAL const u8 *w, int first, int rows) {
+    GLOBAL const float *scale = FLOATS_AT(w), *shift = scale + m->width_p;
     int whole = m->width / LANES * LANES;
-    for (int r = 0; r < rows; r++) {
+    for (int r = first; r < first + rows; r++) {
         GLOBAL const float *x = m->x + (i64)r * m->width_p;
         GLOBAL float *n = m->n + (i64)r * m->width_p;
         float mean = 0;
@@ -245,7 +370,7 @@ static GLOBAL const float *normed(const Model *m, GLOBAL const float *w, int row
         for (int i = 0; i < m->width_p; i += LANES)
             VEC(n + i) = (CVEC(x + i) - mean) * by * CVEC(scale + i) + CVEC(shift + i);
     }
-    return shift + m->width_p;
+    return (GLOBAL const u8 *)(shift + m->width_p);
 }
 
 /* Rotates a head by its position: the first half of the dimensions against the second. */
@@ -259,94 +384,107 @@ static void rotate(const Model *m, GLOBAL float *head, int where) {
     }
 }
 
-/* Rotates the queries and keys of a row, and puts its keys and values into the cache. */
-static void keep(const Model *m, int layer, int r) {
-    GLOBAL float *query = m->qkv + (i64)r * m->qkv_p, *key = query + m->mix;
+static void whiten(const Model *m, GLOBAL float *head, GLOBAL const float *scale) {
+    float square = 0;
+    for (int i = 0; i < m->size; i++) square += head[i] * head[i];
+    float by = 1.0f / ROOT(square / m->size + m->epsilon);
+    for (int i = 0; i < m->size; i++) head[i] = head[i] * by * scale[i];
+}
+
+/* How a layer makes queries and keys ready: what queries are multiplied by, head by head, whether
+ * it rotates, and what normalised queries and keys are multiplied by. */
+typedef struct {
+    GLOBAL const float *factor, *queries, *keys;
+    int turns;
+} Ready;
+
+static GLOBAL const u8 *ready(const Model *m, GLOBAL const u8 *w, Ready *how) {
+    how->factor = FLOATS_AT(w);
+    how->turns = how->factor[m->heads] != 0;
+    how->queries = how->factor + PADDED(m->heads + 1), how->keys = how->queries + m->size_p;
+    return w + 4 * (PADDED(m->heads + 1) + (m->whitened ? 2 * m->size_p : 0));
+}
+
+/* Makes the queries and keys of a row ready and puts its keys and values into the cache. */
+static void keep(const Model *m, const Ready *how, int layer, int r, GLOBAL float *query) {
+    GLOBAL float *key = query + m->mix;
     GLOBAL const float *value = key + m->groups * m->size;
-    if (!m->learned)
-        for (int h = 0; h < m->heads + m->groups; h++)
-            rotate(m, query + h * m->size, m->where[r]);
-    int block = m->at[r] / LANES, lane = m->at[r] % LANES;
-    for (int g = 0; g < m->groups; g++) {
-        i64 place = cached(m, m->slot[r], layer, g);
-        GLOBAL float *keys = m->keys + (place * m->span + block * LANES) * m->size + lane;
-        GLOBAL float *values = m->values + (place * m->span + m->at[r]) * m->size_p;
-        for (int i = 0; i < m->size; i++) keys[i * LANES] = key[g * m->size + i];
-        for (int i = 0; i < m->size_p; i++) values[i] = i < m->size ? value[g * m->size + i] : 0;
+    for (int h = 0; h < m->heads + m->groups; h++) {
+        GLOBAL float *head = query + h * m->size;
+        if (m->whitened) whiten(m, head, h < m->heads ? how->queries : how->keys);
+        if (how->turns) rotate(m, head, m->where[r]);
+        for (int i = 0; h < m->heads && i < m->size; i++) head[i] *= how->factor[h];
+    }
+    int lane = m->at[r] % LANES;
+    GLOBAL float *keys = cached(m, m->slot[r], layer) + (i64)(m->at[r] / LANES) * chunks(m);
+    for (int g = 0; g < m->groups; g++, keys += chunk(m)) {
+        GLOBAL float *values = keys + m->size * LANES;
+        if (lane == 0) /* tokens to come have a share of 0, which must not meet a NaN */
+            for (int i = 0; i < m->size_p * LANES; i += LANES) VEC(values + i) = ALL(0.0f);
+        for (int i = 0; i < m->size; i++) keys[i * LANES + lane] = key[g * m->size + i];
+        for (int i = 0; i < m->size; i++) values[lane * m->size_p + i] = value[g * m->size + i];
     }
 }
 
-/* scores = query . key for whole blocks of LANES tokens, four blocks at a time. */
-static void compare(const Model *m, GLOBAL const float *query, GLOBAL const float *keys,
-                    int blocks) {
-    int b = 0, size = m->size, next = m->size * LANES;
-    GLOBAL float *scores = m->scores;
-    for (; b + 4 <= blocks; b += 4, keys += 4 * next) {
-        vec s0 = ALL(0.0f), s1 = s0, s2 = s0, s3 = s0;
-        for (int i = 0; i < size; i++) {
-            float q = query[i];
-            GLOBAL const float *k = keys + i * LANES;
-            s0 += q * CVEC(k), s1 += q * CVEC(k + next);
-            s2 += q * CVEC(k + 2 * next), s3 += q * CVEC(k + 3 * next);
-        }
-        VEC(scores + b * LANES) = s0, VEC(scores + (b + 1) * LANES) = s1;
-        VEC(scores + (b + 2) * LANES) = s2, VEC(scores + (b + 3) * LANES) = s3;
+/* scores = query . key for whole blocks of LANES tokens, as many at a time as keep the processor
+ * busy. Blocks lie `next` floats apart. */
+#define START(b) vec s##b = ALL(0.0f);
+#define MEET(b) s##b += q * CVEC(k + (i64)b * next);
+#define STORE(b) VEC(scores + b * LANES) = s##b;
+#define COMPARE(n, EACH)                                                                        \
+    for (; blocks >= n; blocks -= n, keys += (i64)n * next, scores += n * LANES) {              \
+        EACH(START)                                                                             \
+        for (int i = 0; i < size; i++) {                                                        \
+            float q = query[i];                                                                 \
+            GLOBAL const float *k = keys + i * LANES;                                           \
+            EACH(MEET)                                                                          \
+        }                                                                                       \
+        EACH(STORE)                                                                             \
     }
-    for (; b < blocks; b++, keys += next) {
-        vec s = ALL(0.0f);
-        for (int i = 0; i < size; i++) s += query[i] * CVEC(keys + i * LANES);
-        VEC(scores + b * LANES) = s;
-    }
+static void compare(GLOBAL const float *query, int size, GLOBAL const float *keys, int next,
+                    int blocks, GLOBAL float *scores) {
+    COMPARE(8, EIGHT)
+    COMPARE(4, FOUR)
+    COMPARE(2, TWO)
+    COMPARE(1, ONE)
 }
 
-/* y = sum of share * value over `tokens`, divided by `total`. Writes size_p floats. */
-static void blend(const Model *m, GLOBAL const float *values, int tokens, float total,
-                  GLOBAL float *y) {
-    GLOBAL const float *shares = m->scores;
-    int i = 0, size = m->size_p;
-    for (; i + 4 * LANES <= size; i += 4 * LANES) {
-        vec y0 = ALL(0.0f), y1 = y0, y2 = y0, y3 = y0;
-        GLOBAL const float *v = values + i;
-        for (int t = 0; t < tokens; t++, v += size) {
-            float share = shares[t];
-            y0 += share * CVEC(v), y1 += share * CVEC(v + LANES);
-            y2 += share * CVEC(v + 2 * LANES), y3 += share * CVEC(v + 3 * LANES);
+/* y = sum of share * value over whole blocks of tokens, divided by `total`. Writes `size` floats, a
+ * multiple of WIDE. Every fourth token has a sum of its own. */
+#define BLEND(t)                                                                                \
+    s = shares[t], low##t += s * CVEC(v + t * size), high##t += s * CVEC(v + t * size + LANES);
+static void blend(GLOBAL const float *shares, GLOBAL const float *values, int size, int next,
+                  int blocks, float total, GLOBAL float *y) {
+    for (int i = 0; i < size; i += WIDE) {
+        vec low0 = ALL(0.0f), low1 = low0, low2 = low0, low3 = low0;
+        vec high0 = low0, high1 = low0, high2 = low0, high3 = low0;
+        for (int b = 0; b < blocks; b++) {
+            GLOBAL const float *v = values + (i64)b * next + i;
+            for (int t = 0; t < LANES; t += 4, shares += 4, v += 4 * size) {
+                float s;
+                FOUR(BLEND)
+            }
         }
-        VEC(y + i) = y0 / total, VEC(y + i + LANES) = y1 / total;
-        VEC(y + i + 2 * LANES) = y2 / total, VEC(y + i + 3 * LANES) = y3 / total;
+        shares -= blocks * LANES;
+        VEC(y + i) = ((low0 + low1) + (low2 + low3)) / total;
+        VEC(y + i + LANES) = ((high0 + high1) + (high2 + high3)) / total;
     }
-    for (; i < size; i += WIDE) {
-        vec y0 = ALL(0.0f), y1 = y0;
-        for (int t = 0; t < tokens; t++) {
-            float share = shares[t];
-            y0 += share * CVEC(values + t * size + i);
-            y1 += share * CVEC(values + t * size + i + LANES);
-        }
-        VEC(y + i) = y0 / total, VEC(y + i + LANES) = y1 / total;
-    }
-}
-
-/* Has `n` floats on their way from memory while something else is computed. */
-static void fetch(GLOBAL const float *x, int n) {
-    for (int i = 0; i < n; i += 16) __builtin_prefetch(x + i);
 }
 
 /* Softmax attention of a row over its own sequence up to itself. Queries come scaled. */
-static void attend(const Model *m, int layer, int r) {
-    int tokens = m->at[r] + 1, blocks = (tokens + LANES - 1) / LANES, per = m->heads / m->groups;
+static void attend(const Model *m, int layer, int r, GLOBAL const float *query,
+                   GLOBAL float *attended) {
+    int tokens = m->at[r] + 1, blocks = blocks_of(tokens), per = m->heads / m->groups;
+    GLOBAL const float *keys = cached(m, m->slot[r], layer);
     for (int h = 0; h < m->heads; h++) {
-        i64 place = cached(m, m->slot[r], layer, h / per) * m->span;
-        fetch(m->values + place * m->size_p, tokens * m->size_p);
-        compare(m, m->qkv + (i64)r * m->qkv_p + h * m->size, m->keys + place * m->size, blocks);
+        GLOBAL const float *own = keys + h / per * chunk(m);
+        compare(query + h * m->size, m->size, own, chunks(m), blocks, m->scores);
         for (int t = tokens; t < blocks * LANES; t++) m->scores[t] = -INFINITY_F;
         float top = most(m->scores, blocks * LANES);
         float total = exponentials(m->scores, m->scores, blocks * LANES, top, 1.0f);
-        if (h + 1 < m->heads)
-            fetch(m->keys + cached(m, m->slot[r], layer, (h + 1) / per) * m->span * m->size,
-                  blocks * LANES * m->size);
         /* The padding of a head falls where the next head, or nothing, is written. */
-        blend(m, m->values + place * m->size_p, tokens, total,
-              m->attended + (i64)r * m->mix_p + h * m->size);
+        blend(m->scores, own + m->size * LANES, m->size_p, chunks(m), blocks, total,
+              attended + h * m->size);
     }
 }
 
@@ -368,28 +506,55 @@ static void activate(const Model *m, int rows) {
     }
 }
 
+/* Takes rows `first` to `first + rows` through a layer. While they are worked on, the cache that
+ * `errand` names is fetched. */
+static GLOBAL const u8 *pass(const Model *m, GLOBAL const u8 *w, int layer, int first, int rows,
+                             Errand *errand, Errand later) {
+    GLOBAL float *x = m->x + (i64)first * m->width_p, *n = m->n + (i64)first * m->width_p;
+    w = normed(m, w, first, rows);
+    w = product(m, n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0, errand);
+    Ready how;
+    w = ready(m, w, &how);
+    for (int r = 0; r < rows; r++) keep(m, &how, layer, first + r, m->qkv + (i64)r * m->qkv_p);
+    for (int r = 0; r < rows; r++)
+        attend(m, layer, first + r, m->qkv + (i64)r * m->qkv_p, m->attended + (i64)r * m->mix_p);
+    *errand = later;
+    w = product(m, m->attended, m->mix_p, m->mix, w, x, m->width_p, m->width_p, rows, 1, errand);
+    w = normed(m, w, first, rows);
+    w = product(m, n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0,
+                errand);
+    activate(m, rows);
+    return product(m, m->middle, m->middle_p, m->hidden, w, x, m->width_p, m->width_p, rows, 1,
+                   errand);
+}
+
 /* Reads `rows` tokens into the cache and leaves what the head reads in m->n. Tokens of a sequence
  * must come in order, within a pass or over several. Returns the weights of the head. */
-static GLOBAL const float *forward(const Model *m, int rows) {
-    GLOBAL const float *w = m->blocks;
+static GLOBAL const u8 *forward(const Model *m, int rows) {
+    GLOBAL const u8 *w = m->blocks, *after = w;
+    Errand errand = {0, 0, 0, 0};
     for (int r = 0; r < rows; r++) embed(m, r);
-    for (int layer = 0; layer < m->layers; layer++) {
-        w = normed(m, w, rows);
-        w = product(m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
-        for (int r = 0; r < rows; r++) keep(m, layer, r);
-        for (int r = 0; r < rows; r++) attend(m, layer, r);
-        w = product(m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
-        w = normed(m, w, rows);
-        w = product(m->n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0);
-        activate(m, rows);
-        w = product(m->middle, m->middle_p, m->hidden, w, m->x, m->width_p, m->width_p, rows, 1);
-    }
-    return normed(m, w, rows);
+    for (int layer = 0; layer < m->layers; layer++, w = after)
+        for (int r = 0; r < rows; r += m->part) {
+            int end = r + m->part < rows ? r + m->part : rows, over = end == rows;
+            Errand later = {over ? 0 : end, 0, layer + over, 0};
+            later.end = later.row + m->part < rows ? later.row + m->part : rows;
+            if (later.layer == m->layers) later.end = 0;
+            if (m->part == m->rows) {
+                later.end = 0;
+                errand.row = 0, errand.layer = layer, errand.done = 0;
+                errand.end = rows < 8 ? rows : 8;
+            }
+            after = pass(m, w, layer, r, end - r, &errand, later);
+        }
+    return normed(m, w, 0, rows);
 }
 
 /* logits of what is in m->n. Padding has a bias of minus infinity in the head. */
-static void predict(const Model *m, GLOBAL const float *head, int rows) {
-    product(m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0);
+static void predict(const Model *m, GLOBAL const u8 *head, int rows) {
+    Errand nothing = {0, 0, 0, 0};
+    product(m, m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0,
+            &nothing);
 }
 
 /* -- choosing ----------------------------------------------------------------------- */
@@ -471,20 +636,15 @@ static void copy(GLOBAL const float *from, GLOBAL float *to, i64 n) {
 
 /* Gives a slot what another has read: the first `tokens` tokens. */
 static void share(const Model *m, int from, int to, int tokens) {
-    int whole = (tokens + LANES - 1) / LANES * LANES;
     for (int layer = 0; layer < m->layers; layer++)
-        for (int g = 0; g < m->groups; g++) {
-            i64 a = cached(m, from, layer, g) * m->span, b = cached(m, to, layer, g) * m->span;
-            copy(m->keys + a * m->size, m->keys + b * m->size, (i64)whole * m->size);
-            copy(m->values + a * m->size_p, m->values + b * m->size_p, (i64)tokens * m->size_p);
-        }
+        copy(cached(m, from, layer), cached(m, to, layer), (i64)blocks_of(tokens) * chunks(m));
 }
 
 /* Answers prompts. An item is a block of sequences, edges[item] .. edges[item + 1]. Sequence s has
  * the prompt tokens[starts[s] .. starts[s + 1]] and shares that of sequence source[s] <= s of its
  * block. said (sequences, longest) gets `counts` tokens each, the end included; counts is -1 where
  * a position lies beyond the table. `logprob` is a sum of doubles. `end` -1 never comes. */
-KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const float *turns,
                 float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
                 GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
                 GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
@@ -493,7 +653,7 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
     FOR_ITEMS(item, items) {
         Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
                          notes + item * room[1]);
-        GLOBAL const float *head = 0;
+        GLOBAL const u8 *head = 0;
         int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
         for (int s = 0; s < count; s++) { /* read every prompt once */
             int from = starts[first + s], length = starts[first + s + 1] - from;
@@ -540,7 +700,7 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
 }
 
 /* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before. */
-KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
+KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const float *turns,
              float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
              GLOBAL const int *starts, GLOBAL const int *begins, GLOBAL const int *edges,
              GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
@@ -554,7 +714,7 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const 
             logprob[first + s] = 0;
             for (int t = 0; t <= length; t++) { /* nothing comes after the last token */
                 if (rows && (rows == m.rows || (s == count - 1 && t == length))) {
-                    GLOBAL const float *head = forward(&m, rows);
+                    GLOBAL const u8 *head = forward(&m, rows);
                     int asked = 0;
                     for (int r = 0; r < rows; r++)
                         if (m.at[r] + 1 >= begins[first + m.slot[r]]) {

@@ -20,7 +20,10 @@ ROWS = 96  # tokens in one pass, and sequences in a block, at most
 CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
 NEAR = 2**22  # floats of keys and values that stay near the processor: 16 MiB
 FEW = 24  # sequences that suffice to use what is loaded of the weights
-TILE = 6  # rows of the largest tile in gpt.c
+TILE = 8  # rows of the largest tile in gpt.c
+PART = 2**20  # bytes of a layer's weights that stay near: 1 MiB
+KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
+GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
 FAR = 2**20  # no rotary position is beyond it
 FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
@@ -49,12 +52,15 @@ class Layout:
     activation: int
     learned: bool  # positions are learned, not rotary
     epsilon: float
+    whitened: bool = False  # queries and keys are normalised, head by head
 
-    def numbers(self, places: int, slots: int) -> Tensor:
-        """With as many positions as the table has now, and a cache for so many sequences."""
+    def numbers(self, places: int, kind: int, table: int, part: int, slots: int) -> Tensor:
+        """With as many positions as the table has now, the kinds of the weights and of the
+        embeddings, the rows that go through a layer together, and the sequences of a cache."""
         fields = (self.layers, self.width, self.heads, self.groups, self.size, self.hidden)
         more = (self.words, places, self.rms, self.gated, self.activation, self.learned)
-        return torch.tensor([*fields, *more, ROWS, slots], dtype=torch.int32)
+        most = (kind, table, part, ROWS, slots, self.whitened)
+        return torch.tensor([*fields, *more, *most], dtype=torch.int32)
 
     def room(self, span: int, slots: int) -> tuple[int, int]:
         """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
@@ -62,8 +68,9 @@ class Layout:
         mix = padded(self.heads * self.size) + panel()
         middle = padded(self.hidden) * (1 + self.gated)
         row = 3 * padded(self.width) + qkv + mix + middle + padded(self.words)
-        cache = self.token_floats() * span
-        return ROWS * row + slots * cache + padded(self.words) + span, 5 * ROWS + self.words
+        unpacked = max(padded(self.width), padded(self.hidden), mix) * panel()
+        cache = slots * self.token_floats() * span
+        return ROWS * row + unpacked + cache + padded(self.words) + span, 5 * ROWS + self.words
 
     def token_floats(self) -> int:
         """Floats that a token takes in the cache."""
@@ -86,10 +93,19 @@ class LanguageModel:
     Every row's answer and score are the same whatever rows share the call.
     """
 
-    def __init__(self, model: nn.Module, program: Program) -> None:
+    def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
         """`model`: a GPT2LMHeadModel or LlamaForCausalLM on the processor; `program`: the kernels
-        of "gpt". Raises Unsupported."""
+        of "gpt".
+
+        `weights` are kept as "float32" (in half of the bytes where all of them are bfloat16
+        anyway), "bfloat16", or "int8": symmetric, a scale for every 32 inputs of an output, the
+        embeddings as they are. Everything is computed in float32. Raises Unsupported for a model
+        and ValueError for weights that there are not.
+        """
+        if weights not in KINDS:
+            raise ValueError(f"weights are {', '.join(KINDS)}")
         self.program = program
+        self.wanted = weights
         self.refresh(model)
 
     def refresh(self, model: nn.Module) -> None:
@@ -106,7 +122,17 @@ class LanguageModel:
         self.layout, parts = _FAMILIES[kind](model, state)
         if state:
             raise Unsupported(f"weights that {kind} does not usually have: {min(state)}")
-        self.weights = torch.cat([part.reshape(-1) for part in parts])
+        products = [part.weight for part in parts if isinstance(part, Product)]
+        tables = [part.weight for part in parts if isinstance(part, Table)]
+        kind = self.wanted
+        if kind == "float32" and all(map(_narrow, products)):
+            kind = "bfloat16"
+        half = kind == "bfloat16" or all(map(_narrow, tables))
+        self._kind, self._table = KINDS.index(kind), int(half)
+        packed = [_packed(part, self._kind, self._table) for part in parts]
+        self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
+        layer = (len(self.weights) - sum(map(_size, tables))) // self.layout.layers
+        self._part = TILE if layer <= PART else ROWS
         self._rotary = None if self.layout.learned else _rotary(model)
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
@@ -225,7 +251,7 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            self.layout.numbers(self._places, memory.slots),
+            self.layout.numbers(self._places, self._kind, self._table, self._part, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
@@ -296,6 +322,10 @@ class LanguageModel:
         self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
 
 
+def _size(weight: Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
 def _ints(values: Any) -> Tensor:
     return torch.tensor(list(values), dtype=torch.int32)
 
@@ -317,21 +347,82 @@ def _span(tokens: int) -> int:
 # -- reading weights -------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows to be looked up, (rows, width)."""
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """x W + b: weight (inputs, outputs), bias (outputs); `pad` is the bias of padding."""
+
+    weight: Tensor
+    bias: Tensor
+    pad: float = 0.0
+
+
+Part = Table | Product | Tensor
+
+
 def _row(weight: Tensor, value: float = 0.0) -> Tensor:
-    """(..., n) in float32, padded to whole panels with `value`."""
+    """(..., n) padded to whole panels with `value`."""
     more = padded(weight.shape[-1]) - weight.shape[-1]
-    return nn.functional.pad(weight.detach().float(), (0, more), value=value)
+    return nn.functional.pad(weight.detach(), (0, more), value=value)
 
 
-def _product(weight: Tensor, bias: Tensor | None, pad: float = 0.0) -> Tensor:
-    """W (in, out) and b as `product` of gpt.c reads them: b, then W panel by panel."""
-    inputs, outputs = weight.shape
-    bias = torch.zeros(outputs) if bias is None else bias
-    panels = _row(weight).view(inputs, -1, panel()).transpose(0, 1)
-    return torch.cat([_row(bias, pad), panels.reshape(-1)])
+def _floats(weight: Tensor) -> Tensor:
+    return _row(weight.float())
 
 
-def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tensor]]:
+def _narrow(weight: Tensor) -> bool:
+    """Whether bfloat16 holds every number exactly."""
+    return weight.dtype == torch.bfloat16 or bool((weight.bfloat16() == weight).all())
+
+
+def _packed(part: Part, kind: int, table: int) -> Tensor:
+    """As gpt.c reads it: numbers of other kinds than float32 as bytes."""
+    if isinstance(part, Table):
+        rows = _row(part.weight).view(-1, panel())
+        return _halves(rows) if table else rows.float()
+    if isinstance(part, Tensor):
+        return part
+    inputs = len(part.weight)
+    panels = _row(part.weight).view(inputs, -1, panel()).transpose(0, 1)  # (P, inputs, WIDE)
+    packed = [_whole, _halves, _bytes][kind](panels)
+    bias = _row(part.bias.float(), part.pad)
+    return torch.cat([bias.view(torch.uint8), packed.reshape(-1).view(torch.uint8)])
+
+
+def _whole(panels: Tensor) -> Tensor:
+    return panels.float().contiguous()
+
+
+def _halves(panels: Tensor) -> Tensor:
+    """bfloat16: output o and output o + LANES share a word."""
+    pairs = panels.bfloat16().unflatten(-1, (2, -1)).transpose(-1, -2)
+    return pairs.contiguous().view(torch.uint8)
+
+
+def _bytes(panels: Tensor) -> Tensor:
+    """int8: for every GROUP inputs, the scales of the outputs, then the numbers."""
+    count, inputs, wide = panels.shape
+    more = -inputs % GROUP
+    groups = nn.functional.pad(panels.float(), (0, 0, 0, more)).view(count, -1, GROUP, wide)
+    scales = groups.abs().amax(2) / 127
+    numbers = (groups / scales.clamp(min=1e-30)[:, :, None]).round().to(torch.int8)
+    scales = scales[:, :, None].contiguous().view(torch.uint8).view(count, -1, 4 * wide)
+    both = torch.cat([scales, numbers.view(torch.uint8).flatten(2)], 2).flatten(1)
+    return both[:, : both.shape[1] - more * wide].contiguous()
+
+
+def _ready(factors: Tensor, turns: bool) -> Tensor:
+    """What queries are multiplied by, head by head, and whether the layer rotates."""
+    return _floats(torch.cat([factors, torch.tensor([float(turns)])]))
+
+
+def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
     config: Any = model.config
     if config.add_cross_attention:
         raise Unsupported("cross attention")
@@ -352,28 +443,27 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tens
         epsilon=config.layer_norm_epsilon,
     )
     take = state.pop
-    parts = [_row(take("transformer.wte.weight")), _row(take("transformer.wpe.weight"))]
+    parts: list[Part] = [Table(take(f"transformer.{name}.weight")) for name in ("wte", "wpe")]
     for n in range(layout.layers):
         at = f"transformer.h.{n}."
 
         def both(name: str, at: str = at) -> tuple[Tensor, Tensor]:
-            return take(f"{at}{name}.weight").float(), take(f"{at}{name}.bias").float()
+            return take(f"{at}{name}.weight"), take(f"{at}{name}.bias")
 
-        scale = torch.ones(3 * width)
-        scale[:width] = _sharpness(config, layout)
+        factors = _sharpness(config, layout)
         if not config.scale_attn_weights:
-            scale[:width] *= layout.size**0.5
+            factors = factors * layout.size**0.5
         if config.scale_attn_by_inverse_layer_idx:
-            scale[:width] /= n + 1
-        weight, bias = both("attn.c_attn")
-        parts += [*map(_row, both("ln_1")), _product(weight * scale, bias * scale)]
-        parts += [_product(*both("attn.c_proj")), *map(_row, both("ln_2"))]
-        parts += [_product(*both("mlp.c_fc")), _product(*both("mlp.c_proj"))]
-    parts += [_row(take("transformer.ln_f.weight")), _row(take("transformer.ln_f.bias"))]
+            factors = factors / (n + 1)
+        parts += [*map(_floats, both("ln_1")), Product(*both("attn.c_attn"))]
+        parts += [_ready(factors, False), Product(*both("attn.c_proj"))]
+        parts += map(_floats, both("ln_2"))
+        parts += [Product(*both("mlp.c_fc")), Product(*both("mlp.c_proj"))]
+    parts += [_floats(take(f"transformer.ln_f.{name}")) for name in ("weight", "bias")]
     return layout, [*parts, _head(state)]
 
 
-def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tensor]]:
+def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
     config: Any = model.config
     heads = config.num_attention_heads
     layout = Layout(
@@ -394,45 +484,46 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Ten
     if layout.size % 2 or heads % layout.groups:
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
     nothing = torch.zeros(padded(layout.width))  # RMSNorm shifts by nothing
-    parts = [_row(state.pop("model.embed_tokens.weight"))]
+    parts: list[Part] = [Table(state.pop("model.embed_tokens.weight"))]
     for n in range(layout.layers):
         at = f"model.layers.{n}."
 
         def norm(name: str, at: str = at) -> list[Tensor]:
-            return [_row(state.pop(f"{at}{name}.weight")), nothing]
+            return [_floats(state.pop(f"{at}{name}.weight")), nothing]
 
-        def linear(name: str, at: str = at, scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-            weight = state.pop(f"{at}{name}.weight").float()
+        def linear(name: str, at: str = at) -> tuple[Tensor, Tensor]:
+            weight = state.pop(f"{at}{name}.weight").T
             bias = state.pop(f"{at}{name}.bias", None)
-            bias = torch.zeros(len(weight)) if bias is None else bias.float()
-            return weight.T * scale, bias * scale
+            return weight, torch.zeros(weight.shape[1]) if bias is None else bias
 
-        queries = linear("self_attn.q_proj", scale=_sharpness(config, layout))
-        attention = [queries, linear("self_attn.k_proj"), linear("self_attn.v_proj")]
-        middle = [linear("mlp.gate_proj"), linear("mlp.up_proj")]
+        attention = [linear(f"self_attn.{name}_proj") for name in "qkv"]
+        middle = [linear(f"mlp.{name}_proj") for name in ("gate", "up")]
         middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
         parts += [*norm("input_layernorm"), _beside(attention)]
-        parts += [_product(*linear("self_attn.o_proj")), *norm("post_attention_layernorm")]
-        parts += [_beside(middle), _product(*linear("mlp.down_proj"))]
-    parts += [_row(state.pop("model.norm.weight")), nothing]
+        parts += [_ready(_sharpness(config, layout), True), Product(*linear("self_attn.o_proj"))]
+        parts += [*norm("post_attention_layernorm"), _beside(middle)]
+        parts += [Product(*linear("mlp.down_proj"))]
+    parts += [_floats(state.pop("model.norm.weight")), nothing]
     return layout, [*parts, _head(state)]
 
 
 _FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
 
 
-def _beside(layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _beside(layers: list[tuple[Tensor, Tensor]]) -> Product:
     """Several products of the same inputs as one."""
-    return _product(torch.cat([w for w, _ in layers], 1), torch.cat([b for _, b in layers]))
+    return Product(torch.cat([w for w, _ in layers], 1), torch.cat([b for _, b in layers]))
 
 
-def _head(state: dict[str, Tensor]) -> Tensor:
+def _head(state: dict[str, Tensor]) -> Product:
     """What is padding can never be chosen: its bias is minus infinity."""
-    return _product(state.pop("lm_head.weight").T, state.pop("lm_head.bias", None), -math.inf)
+    weight = state.pop("lm_head.weight").T
+    bias = state.pop("lm_head.bias", torch.zeros(weight.shape[1]))
+    return Product(weight, bias, -math.inf)
 
 
 def _sharpness(config: Any, layout: Layout) -> Tensor:
-    """What scores are multiplied by, and so the queries: (heads * size)."""
+    """What scores are multiplied by, and so the queries: (heads)."""
     kind = config._attn_implementation or "eager"
     if kind not in ATTENTIONS:
         raise Unsupported(f"attention {kind}")
@@ -442,8 +533,7 @@ def _sharpness(config: Any, layout: Layout) -> Tensor:
             raise Unsupported("attention_sink")
         given = getattr(config, "attention_temperature", None)
         temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32)
-    each = (layout.size**-0.5 / temperature).expand(layout.heads)
-    return each.repeat_interleave(layout.size)
+    return (layout.size**-0.5 / temperature).expand(layout.heads)
 
 
 def _activation(name: str) -> int:

@@ -2,15 +2,165 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from community.kernels import backend as chosen
+from community.kernels import build
 from community.kernels import entmax as module
+from community.kernels.attention import factors, scores, shared
 from community.kernels.entmax import entmax15, entmax_attention, reference, sparsemax
 
 ALPHAS = [1.5, 2.0]
+SIZES = st.tuples(
+    *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
+    *(st.integers(1, 140), st.integers(1, 140), st.sampled_from([1, 8, 24, 64])),
+    st.sampled_from([3, 16, 64]),
+)
+
+
+@pytest.fixture(params=["c", "opencl"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    name: str = request.param
+    if name == "c" and build.compiler() is None:
+        pytest.skip("no C compiler")
+    try:
+        build.program("entmax", name)
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("COMMUNITY_KERNELS", name)
+    for cached in (chosen.backend, chosen.kernels):
+        cached.cache_clear()
+    yield name
+    for cached in (chosen.backend, chosen.kernels):
+        cached.cache_clear()
+
+
+def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    b, hk, group, tq, tk, d, dv = sizes
+    made = torch.Generator().manual_seed(sum(sizes))
+    shapes = [(b, hk * group, tq, d), (b, hk, tk, d), (b, hk, tk, dv)]
+    inputs = [torch.randn(s, generator=made).to(dtype) for s in shapes]
+    return [*inputs, (torch.rand(hk * group, generator=made) + 0.5).to(dtype)]
+
+
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, alpha: float, **options: Any
+) -> Tensor:
+    """The attention in words of torch, with gradients by autograd through the sorting."""
+    wide = [x.float() if x.dtype == torch.bfloat16 else x for x in (q, k, v)]
+    s = scores(
+        *wide[:2],
+        factors(q, None, temperature),
+        options.get("mask"),
+        options.get("lengths"),
+        options["causal"],
+    )
+    return (reference(s, alpha) @ shared(wide[2], q)).to(q.dtype)
+
+
+def results(run: Any, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    out = run(*leaves[:3], temperature=leaves[3], **options)
+    go = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, go)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
+def test_attention_loses_at_most_twice_what_torch_loses(compiled: str, kind: str) -> None:
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(
+        SIZES,
+        st.booleans(),
+        st.sampled_from(ALPHAS),
+        st.sampled_from([torch.float32, torch.bfloat16]),
+    )
+    def holds(sizes: tuple[int, ...], causal: bool, alpha: float, dtype: torch.dtype) -> None:
+        inputs = make(sizes, dtype)
+        (b, h, tq, _), tk = inputs[0].shape, inputs[1].shape[2]
+        torch.manual_seed(0)
+        more: dict[str, dict[str, Any]] = {
+            "plain": {},
+            "lengths": {"lengths": torch.randint(1, tk + 1, (b,))},
+            "bool": {"mask": torch.rand(b, 1, tq, tk) > 0.5},
+            "added": {"mask": torch.randn(h, 1, tk)},
+            "rows": {"mask": torch.randn(b, 1, tq, 1)},
+        }
+        options = {"causal": causal, "alpha": alpha, **more[kind]}
+        truth = results(plain, [x.double() for x in inputs], torch.float64, **options)
+        ours = results(entmax_attention, inputs, dtype, **options)
+        torchs = results(plain, inputs, dtype, **options)
+        floor = torch.finfo(dtype).eps * 16
+        for a, b_, t in zip(ours, torchs, truth, strict=True):
+            size = max(1.0, float(t.abs().max()), sizes[3] ** 0.5 * sizes[5] ** 0.5 / 4)
+            assert float((a - t).abs().max()) <= 2 * float((b_ - t).abs().max()) + floor * size
+
+    holds()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_rows_lose_at_most_twice_what_torch_loses(compiled: str, alpha: float) -> None:
+    weigh = entmax15 if alpha == 1.5 else sparsemax
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        *(st.integers(0, 4), st.integers(1, 300), st.sampled_from([0.0, 1e-3, 1.0, 30.0])),
+        *(st.sampled_from([0.0, -1e4, 1e30]), st.floats(0, 1)),
+    )
+    def holds(rows: int, n: int, spread: float, add: float, hidden: float) -> None:
+        made = torch.Generator().manual_seed(rows * n)
+        x = torch.randn(rows, n, generator=made) * spread + add
+        x[torch.rand(rows, n, generator=made) < hidden] = -torch.inf
+        y, truth = weigh(x), reference(x.double(), alpha)
+        if rows:
+            lost = float((reference(x, alpha) - truth).abs().max())
+            assert float((y - truth).abs().max()) <= 2 * lost + 1e-6
+            seen = (x > -torch.inf).any(-1).float()
+            torch.testing.assert_close(y.sum(-1), seen, atol=1e-4, rtol=0)
+
+    holds()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_numbers_that_are_none(compiled: str, alpha: float) -> None:
+    x = torch.randn(4, 70, generator=torch.Generator().manual_seed(0))
+    x[1, 60], x[2, 3] = torch.nan, torch.inf
+    y = (entmax15 if alpha == 1.5 else sparsemax)(x)
+    assert y[1:3].isnan().all() and y[[0, 3]].isfinite().all()
+    q, k, v, _ = make((1, 1, 1, 8, 8, 8, 8))
+    q[0, 0, 3, 2] = torch.nan
+    out = entmax_attention(q, k, v, alpha=alpha)
+    assert out[0, 0, 3].isnan().all() and out[0, 0, :3].isfinite().all()
+
+
+def test_a_query_that_sees_nothing_gives_zeros(compiled: str) -> None:
+    q, k, v, _ = (x.requires_grad_() for x in make((1, 1, 1, 5, 3, 8, 8)))
+    out = entmax_attention(q, k, v, causal=True)
+    assert not out[0, 0, :2].any() and out[0, 0, 2:].any()
+    (gq,) = torch.autograd.grad(out.sum(), q)
+    assert not gq[0, 0, :2].any() and gq.isfinite().all()
+    hidden = torch.zeros(5, 3, dtype=torch.bool)
+    assert not entmax_attention(q, k, v, mask=hidden).any()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_a_mask_that_learns(alpha: float) -> None:
+    q, k, v, _ = make((1, 1, 2, 5, 6, 8, 8))
+    bias = torch.randn(1, 2, 5, 6).requires_grad_()
+    out = entmax_attention(q, k, v, mask=bias, alpha=alpha)
+    torch.testing.assert_close(out, entmax_attention(q, k, v, mask=bias.detach(), alpha=alpha))
+    out.square().sum().backward()
+    assert bias.grad is not None and bias.grad.any()
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -43,7 +193,25 @@ def test_gradcheck_and_opcheck(alpha: float) -> None:
     x = torch.randn(3, 7, generator=made, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: module._entmax(x, alpha), [x])
     torch.autograd.gradcheck(lambda x: reference(x, alpha), [x])
-    torch.library.opcheck(module._operation, (x, alpha))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        row = x.detach().to(dtype).requires_grad_()
+        torch.library.opcheck(module._operation, (row, alpha))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_attention_gradcheck_and_opcheck(alpha: float) -> None:
+    wide = [x.double().requires_grad_() for x in make((2, 1, 2, 4, 5, 3, 2))]
+    torch.autograd.gradcheck(
+        lambda q, k, v, t: entmax_attention(q, k, v, temperature=t, causal=True, alpha=alpha), wide
+    )
+    for dtype in (torch.float64, torch.float32):
+        q, k, v, t = (x.detach().to(dtype).requires_grad_() for x in wide)
+        mask, lengths = torch.randn(1, 1, 4, 5).to(dtype), torch.tensor([3, 5], dtype=torch.int32)
+        given = (q, k, v, t, mask, lengths, True, alpha)
+        torch.library.opcheck(module._attention, given)
+        out, thresholds = (x.detach() for x in module._attention(*given))
+        gradient = (out, *(x.detach() for x in given[:6]), True, alpha, thresholds)
+        torch.library.opcheck(module._attention_backward, gradient)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -79,3 +247,46 @@ def test_bad_input() -> None:
         entmax15(torch.ones(3, 0))
     with pytest.raises(ValueError, match="fit together"):
         entmax_attention(x, x[..., :2], x)
+
+
+SANITIZED = """
+import torch
+import test_entmax as t
+from community.kernels import attention
+from community.kernels.build import CProgram
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+program, packing = CProgram("entmax", flags), CProgram("attention", flags)
+t.module._program = lambda x, mask=None: program
+attention.kernels = lambda name: packing
+for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 70, 24, 16), (1, 2, 1, 70, 33, 64, 64)):
+    for alpha in t.ALPHAS:
+        for causal in (False, True):
+            inputs = [x.requires_grad_() for x in t.make(sizes)]
+            mask = torch.rand(sizes[3], sizes[4]) > 0.3
+            one = torch.ones(sizes[0], dtype=torch.int64)
+            for more in ({}, {"mask": mask}, {"lengths": one}):
+                options = {"causal": causal, "alpha": alpha, **more}
+                t.results(t.entmax_attention, inputs, torch.float32, **options)
+        t.module._operation(torch.randn(3, sizes[4]), alpha)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_out_of_place() -> None:
+    compiler = build.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    call = [compiler, "-print-file-name=libasan.so"]
+    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("no address sanitizer")
+    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parent,
+        env=given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]

@@ -38,6 +38,18 @@ def test_reference_is_right_and_other_texts_are_wrong(name: str) -> None:
         assert score(arena, task, wrong) == 0.0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_one_dataset_serves_all_seeds(name: str) -> None:
+    """What is posed is what a dataset made for that seed alone would pose."""
+    for seed in (77, 2**31 - 1):
+        assert gym._entry(name, "{}", seed) == gym._first(name, "{}", seed)
+
+
+def test_making_a_dataset_for_every_task_is_the_exception() -> None:
+    assert gym._counts_on("spell_backward", '{"max_word_len": 5}')
+    assert sum(not gym._counts_on(name, "{}") for name in NAMES) < len(NAMES) / 5
+
+
 def test_splits_are_disjoint_by_content_even_in_a_small_domain() -> None:
     arena = GymArena([SUMS])
     ids = {s: {arena.pose(s, 0, i, 2).id for i in range(60)} for s in SPLITS}

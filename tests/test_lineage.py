@@ -75,6 +75,27 @@ def test_from_an_early_idea_on_to_the_last_round(tmp_path: Path) -> None:
         assert places == sorted(places)
 
 
+def test_votes_name_every_member_that_answered(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
+        task = make_task(1, 0)
+        said = [("ann", 0, "7"), ("ann", 0, "8"), ("ann", 0, "8"), ("bob", 0, "8"), ("cy", 0, "")]
+        said += [("bob", 1, "7")]  # what was said later counts
+        given = tuple(
+            Idea(task.id, author, "c", 1, turn, sample, answer or "?", answer=answer)
+            for sample, (author, turn, answer) in enumerate(said)
+        )
+        trust = {"ann": 0.75, "cy": 0.5}
+        ledger.record(Round(1, (task,), given, (), Ranking("none", (), trust), ()))
+        found = lineage(ledger, given[1].id)
+        assert found.idea.facts["votes"] == [
+            {"judge": "ann", "score": 1.0, "answer": "8", "reliability": 0.75},
+            {"judge": "bob", "score": 0.0, "answer": "7", "reliability": None},
+        ]
+        shown = text_of(found)
+        assert "voted for by 1 of the 2 members that answered" in shown
+        assert "ann: 1.00 (reliability 0.75)" in shown and "bob: 0.00, said 7" in shown
+
+
 def winner_teaches(n: int) -> Round:
     """Round n with one lesson: its winner teaches the winner's author, whoever it is."""
     round = make_round(n, tasks=1)

@@ -1,0 +1,350 @@
+/* Routing of tokens to experts: the choice of k experts a token, the sort of the pairs by expert,
+ * and rows moved to expert order and back.
+ *
+ * Choosing works on LANES tokens at a time, one in each lane: their logits are transposed, and an
+ * expert is put into the sorted lists of all of them at once, without a branch.
+ */
+#include "items.h"
+
+#ifdef __OPENCL_VERSION__
+#define BITS(v) __builtin_astype((v), veci)
+#define FLOATS(v) __builtin_astype((v), vec)
+#define EXP(x) exp(x)
+#define ALLI(s) ((veci)(s))
+#else
+#define BITS(v) ((veci)(v))
+#define FLOATS(v) ((vec)(v))
+#define EXP(x) expf(x)
+#define ALLI(s) ((s) - (veci){0})
+#endif
+
+#ifdef __OPENCL_VERSION__
+typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
+#else
+typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
+#define PICKI(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
+#define HALVES(p) (*(GLOBAL halves *)(p))
+#define IVEC(p) (*(GLOBAL veci *)(p))
+#define AT_ONCE 8 /* experts that are chosen in one pass */
+
+/* -- choosing ----------------------------------------------------------------------- */
+
+/* e^x for x from -87 to 0, and 0 below. Cephes' polynomial, error 2 ulp. */
+INLINE vec exponential(vec x) {
+    vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the low bits hold the integer */
+    vec whole = shifted - 12582912.0f;
+    vec r = x - whole * 0.693359375f;
+    r = r + whole * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + (r + 1.0f);
+    veci normal = x > ALL(-87.0f);
+    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
+}
+
+INLINE vec greater(vec a, vec b) {
+    veci first = a > b;
+    return PICK(first, a, b);
+}
+
+/* The two parts of sigmoid(x) = e^min(x, 0) / (1 + e^-|x|), which never overflow. */
+INLINE vec below_zero(vec x) {
+    veci negative = x < ALL(0.0f);
+    return FLOATS(BITS(x) & negative);
+}
+INLINE vec one_and_tail(vec x) {
+    return exponential(FLOATS(BITS(x) | ALLI((int)0x80000000))) + 1.0f;
+}
+
+/* Logits of LANES tokens (the last one repeated after the end) -> (experts, LANES). Returns 0 in
+ * every lane, or NaN where a logit is not finite. */
+INLINE vec transposed(GLOBAL const float *logits, int left, int experts, GLOBAL float *to) {
+    vec spoiled = ALL(0.0f);
+    for (int lane = 0; lane < LANES; lane++) {
+        GLOBAL const float *from = logits + (i64)MIN(lane, left - 1) * experts;
+        for (int e = 0; e < experts; e++) to[e * LANES + lane] = from[e];
+    }
+    for (int e = 0; e < experts; e++) spoiled += CVEC(to + e * LANES) * 0.0f;
+    return spoiled;
+}
+
+/* Logits become what decides: score + bias. */
+INLINE void steer(GLOBAL float *x, GLOBAL const float *bias, int experts, int sigmoid) {
+    if (sigmoid) {
+        for (int e = 0; e < experts; e++) {
+            vec logit = CVEC(x + e * LANES);
+            VEC(x + e * LANES) = exponential(below_zero(logit)) / one_and_tail(logit) + bias[e];
+        }
+        return;
+    }
+    vec top = CVEC(x), sum = ALL(0.0f);
+    for (int e = 1; e < experts; e++) top = greater(CVEC(x + e * LANES), top);
+    for (int e = 0; e < experts; e++) {
+        vec p = exponential(CVEC(x + e * LANES) - top);
+        VEC(x + e * LANES) = p;
+        sum += p;
+    }
+    for (int e = 0; e < experts; e++) VEC(x + e * LANES) = CVEC(x + e * LANES) / sum + bias[e];
+}
+
+/* The next K experts of LANES tokens, best first, after the one in (last, last_expert): keys
+ * (experts, LANES) -> found, which (K, LANES). Equal keys: the lower expert first. */
+INLINE void best(GLOBAL const float *keys, int experts, const int K, int first, vec last,
+                 veci last_expert, GLOBAL float *found, GLOBAL int *which) {
+    vec top[AT_ONCE];
+    veci at[AT_ONCE];
+    for (int j = 0; j < K; j++) top[j] = ALL(-INFINITY_F), at[j] = ALLI(0);
+    for (int e = 0; e < experts; e++) {
+        vec key = CVEC(keys + e * LANES);
+        veci expert = ALLI(e);
+        if (!first) {
+            veci later = (key < last) | ((key == last) & (expert > last_expert));
+            key = PICK(later, key, ALL(-INFINITY_F));
+        }
+        veci above = key > top[K - 1];
+        for (int j = K - 1; j > 0; j--) {
+            veci over = key > top[j - 1]; /* then the list moves down by one at j */
+            top[j] = PICK(over, top[j - 1], PICK(above, key, top[j]));
+            at[j] = PICKI(over, at[j - 1], PICKI(above, expert, at[j]));
+            above = over;
+        }
+        top[0] = PICK(above, key, top[0]);
+        at[0] = PICKI(above, expert, at[0]);
+    }
+    for (int j = 0; j < K; j++) VEC(found + j * LANES) = top[j], IVEC(which + j * LANES) = at[j];
+}
+
+/* The k experts of LANES tokens, AT_ONCE at a time: registers hold no more. */
+INLINE void choose(GLOBAL const float *keys, int experts, int k, GLOBAL float *found,
+                   GLOBAL int *which) {
+    vec last = ALL(INFINITY_F);
+    veci last_expert = ALLI(0);
+    for (int done = 0; done < k; done += AT_ONCE) {
+        GLOBAL float *f = found + done * LANES;
+        GLOBAL int *w = which + done * LANES;
+        if (k - done == 1) best(keys, experts, 1, !done, last, last_expert, f, w);
+        else if (k - done == 2) best(keys, experts, 2, !done, last, last_expert, f, w);
+        else if (k - done <= 4) best(keys, experts, 4, !done, last, last_expert, f, w);
+        else best(keys, experts, AT_ONCE, !done, last, last_expert, f, w);
+        last = CVEC(f + (AT_ONCE - 1) * LANES);
+        last_expert = IVEC(w + (AT_ONCE - 1) * LANES);
+    }
+}
+
+/* Logits of the chosen, best first -> scores that sum to 1. */
+INLINE void normalise(GLOBAL float *x, int k, int sigmoid) {
+    vec top = CVEC(x), sum = ALL(0.0f);
+    for (int j = 1; j < k; j++) top = greater(CVEC(x + j * LANES), top);
+    if (sigmoid) top = below_zero(top);
+    for (int j = 0; j < k; j++) {
+        vec logit = CVEC(x + j * LANES);
+        vec score = exponential((sigmoid ? below_zero(logit) : logit) - top);
+        if (sigmoid) score = score / one_and_tail(logit);
+        VEC(x + j * LANES) = score;
+        sum += score;
+    }
+    for (int j = 0; j < k; j++) VEC(x + j * LANES) = CVEC(x + j * LANES) / sum;
+}
+
+/* -- sorting ------------------------------------------------------------------------ */
+
+/* Pairs of token and choice by expert, in their order: a counting sort. Returns whether every
+ * expert is one of those there are; without, nothing else is of use. */
+INLINE int sort(GLOBAL const i64 *experts, int pairs, int count, GLOBAL i64 *order,
+                GLOBAL i64 *place, GLOBAL i64 *offsets) {
+    for (int e = 0; e <= count; e++) offsets[e] = 0;
+    for (int i = 0; i < pairs; i++) {
+        if (experts[i] < 0 || experts[i] >= count) return 0;
+        offsets[experts[i] + 1]++;
+    }
+    for (int e = 0; e < count; e++) offsets[e + 1] += offsets[e];
+    for (int i = 0; i < pairs; i++) {
+        i64 to = offsets[experts[i]]++;
+        place[i] = to;
+        order[to] = i;
+    }
+    for (int e = count; e > 0; e--) offsets[e] = offsets[e - 1];
+    offsets[0] = 0;
+    return 1;
+}
+
+/* logits (n, experts) -> weights and chosen (n, k), order and place (n k), offsets (experts + 1);
+ * fault becomes 1 if a logit is not finite, 2 if a bias is not, else 0. room holds
+ * (experts + 2 (k + AT_ONCE)) LANES numbers. One item. */
+KERNEL route(GLOBAL const float *logits, GLOBAL const float *bias, GLOBAL float *weights,
+             GLOBAL i64 *chosen, GLOBAL i64 *order, GLOBAL i64 *place, GLOBAL i64 *offsets,
+             GLOBAL i64 *fault, GLOBAL float *room, int n, int experts, int k, int sigmoid,
+             int items) {
+    GLOBAL float *found = room + experts * LANES;
+    GLOBAL int *which = (GLOBAL int *)(found + (k + AT_ONCE) * LANES);
+    FOR_ITEMS(item, items) {
+        vec spoiled = ALL(0.0f);
+        for (int t = 0; t < n; t += LANES) {
+            int here = MIN(LANES, n - t);
+            GLOBAL const float *x = logits + (i64)t * experts;
+            spoiled += transposed(x, here, experts, room);
+            if (bias) steer(room, bias, experts, sigmoid);
+            choose(room, experts, k, found, which);
+            if (bias)
+                for (int j = 0; j < k; j++)
+                    for (int i = 0; i < here; i++)
+                        found[j * LANES + i] = x[i * experts + which[j * LANES + i]];
+            normalise(found, k, sigmoid);
+            for (int i = 0; i < here; i++)
+                for (int j = 0; j < k; j++) {
+                    i64 to = (i64)(t + i) * k + j;
+                    weights[to] = found[j * LANES + i];
+                    chosen[to] = which[j * LANES + i];
+                }
+        }
+        *fault = 0;
+        for (int i = 0; i < LANES; i++)
+            if (spoiled[i] != 0.0f) *fault = 1;
+        for (int e = 0; bias && e < experts; e++)
+            if (bias[e] * 0.0f != 0.0f) *fault = 2;
+        if (!*fault) sort(chosen, n * k, experts, order, place, offsets);
+    }
+}
+
+/* experts (pairs) -> order, place, offsets as in `route`; fault becomes 1 for an expert that is
+ * none. One item. */
+KERNEL route_sort(GLOBAL const i64 *chosen, GLOBAL i64 *order, GLOBAL i64 *place,
+                  GLOBAL i64 *offsets, GLOBAL i64 *fault, int pairs, int experts, int items) {
+    FOR_ITEMS(item, items) *fault = !sort(chosen, pairs, experts, order, place, offsets);
+}
+
+/* The gradient of the logits, which is zeros before; an item is a token. */
+KERNEL route_backward(GLOBAL const float *grad, GLOBAL const float *weights,
+                      GLOBAL const i64 *chosen, GLOBAL const float *logits, GLOBAL float *out,
+                      int experts, int k, int sigmoid, int items) {
+    FOR_ITEMS(t, items) {
+        i64 at = (i64)t * k, row = (i64)t * experts;
+        float mean = 0.0f;
+        for (int j = 0; j < k; j++) mean += grad[at + j] * weights[at + j];
+        for (int j = 0; j < k; j++) {
+            i64 to = row + chosen[at + j];
+            float slope = weights[at + j] * (grad[at + j] - mean);
+            if (sigmoid) slope /= 1.0f + EXP(MIN(logits[to], 80.0f));
+            out[to] = slope;
+        }
+    }
+}
+
+/* -- moving rows -------------------------------------------------------------------- */
+
+/* bfloat16 is the upper half of a float; rounding is to the nearest, ties to even. */
+INLINE vec widened(halves x) {
+    veci bits = __builtin_convertvector(x, veci) << 16;
+    return FLOATS(bits);
+}
+INLINE halves narrowed(vec x) {
+    veci bits = BITS(x), number = x == x;
+    veci rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    rounded = PICKI(number, rounded, ALLI(0x7fc00000)) >> 16;
+    return __builtin_convertvector(rounded & 0xffff, halves);
+}
+INLINE float widened1(u16 x) {
+    union { u32 bits; float number; } u;
+    u.bits = (u32)x << 16;
+    return u.number;
+}
+INLINE u16 narrowed1(float x) {
+    union { u32 bits; float number; } u;
+    u.number = x;
+    return x == x ? (u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16 : 0x7fc0;
+}
+#define SAME(x) (x)
+
+INLINE int strays(GLOBAL const i64 *place, int k, i64 rows) {
+    int found = 0;
+    for (int j = 0; j < k; j++) found |= place[j] < 0 || place[j] >= rows;
+    return found;
+}
+
+/* rows (n k, width) in expert order; x and out by token (n, width); order and place as in `route`;
+ * weights (n, k) or none. fault becomes 1 for an index that is none.
+ *   dispatch: an item is a row,   rows[r] = weights[order[r]] x[order[r] / k]
+ *   combine:  an item is a token, out[t] = sum_j weights[t, j] rows[place[t, j]]
+ *   match:    an item is a token, dots[t, j] = x[t] . rows[place[t, j]]                        */
+#define MOVING(type, T, LOAD, STORE, LOAD1, STORE1)                                              \
+    KERNEL dispatch_##type(GLOBAL const T *x, GLOBAL const i64 *order,                           \
+                           GLOBAL const float *weights, GLOBAL T *rows, GLOBAL int *fault,       \
+                           int width, int k, int items) {                                        \
+        FOR_ITEMS(r, items) {                                                                    \
+            i64 pair = order[r];                                                                 \
+            if (pair < 0 || pair >= items) {                                                     \
+                *fault = 1;                                                                      \
+                continue;                                                                        \
+            }                                                                                    \
+            GLOBAL const T *from = x + pair / k * width;                                         \
+            GLOBAL T *to = rows + (i64)r * width;                                                \
+            int c = 0;                                                                           \
+            if (!weights) {                                                                      \
+                for (; c < width; c++) to[c] = from[c];                                          \
+                continue;                                                                        \
+            }                                                                                    \
+            float by = weights[pair];                                                            \
+            for (; c + LANES <= width; c += LANES) STORE(to + c, LOAD(from + c) * by);           \
+            for (; c < width; c++) to[c] = STORE1(LOAD1(from[c]) * by);                          \
+        }                                                                                        \
+    }                                                                                            \
+    KERNEL combine_##type(GLOBAL const T *rows, GLOBAL const i64 *place,                         \
+                          GLOBAL const float *weights, GLOBAL T *out, GLOBAL int *fault,         \
+                          int width, int k, int items) {                                         \
+        FOR_ITEMS(t, items) {                                                                    \
+            GLOBAL const i64 *at = place + (i64)t * k;                                           \
+            GLOBAL const float *by = weights + (i64)t * k;                                       \
+            if (strays(at, k, (i64)items * k)) {                                                 \
+                *fault = 1;                                                                      \
+                continue;                                                                        \
+            }                                                                                    \
+            GLOBAL T *to = out + (i64)t * width;                                                 \
+            int c = 0;                                                                           \
+            for (; c + LANES <= width; c += LANES) {                                             \
+                vec sum = ALL(0.0f);                                                             \
+                for (int j = 0; j < k; j++)                                                      \
+                    sum += LOAD(rows + at[j] * width + c) * (weights ? by[j] : 1.0f);            \
+                STORE(to + c, sum);                                                              \
+            }                                                                                    \
+            for (; c < width; c++) {                                                             \
+                float sum = 0.0f;                                                                \
+                for (int j = 0; j < k; j++)                                                      \
+                    sum += LOAD1(rows[at[j] * width + c]) * (weights ? by[j] : 1.0f);            \
+                to[c] = STORE1(sum);                                                             \
+            }                                                                                    \
+        }                                                                                        \
+    }                                                                                            \
+    KERNEL match_##type(GLOBAL const T *x, GLOBAL const T *rows, GLOBAL const i64 *place,        \
+                        GLOBAL float *dots, GLOBAL int *fault, int width, int k, int items) {    \
+        FOR_ITEMS(t, items) {                                                                    \
+            GLOBAL const i64 *at = place + (i64)t * k;                                           \
+            if (strays(at, k, (i64)items * k)) {                                                 \
+                *fault = 1;                                                                      \
+                continue;                                                                        \
+            }                                                                                    \
+            for (int j = 0; j < k; j++) {                                                        \
+                GLOBAL const T *a = x + (i64)t * width, *b = rows + at[j] * width;               \
+                vec sum = ALL(0.0f);                                                             \
+                float rest = 0.0f;                                                               \
+                int c = 0;                                                                       \
+                for (; c + LANES <= width; c += LANES) sum += LOAD(a + c) * LOAD(b + c);         \
+                for (; c < width; c++) rest += LOAD1(a[c]) * LOAD1(b[c]);                        \
+                for (int i = 0; i < LANES; i++) rest += sum[i];                                  \
+                dots[(i64)t * k + j] = rest;                                                     \
+            }                                                                                    \
+        }                                                                                        \
+    }
+
+#define PUT(p, v) (VEC(p) = (v))
+#define LOAD_HALVES(p) widened(HALVES(p))
+#define PUT_HALVES(p, v) (HALVES(p) = narrowed(v))
+MOVING(f32, float, CVEC, PUT, SAME, SAME)
+MOVING(bf16, u16, LOAD_HALVES, PUT_HALVES, widened1, narrowed1)

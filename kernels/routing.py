@@ -1,0 +1,432 @@
+"""Routing of a mixture of experts: which experts each token goes to, and its rows there and back.
+
+    chosen = route(logits, k=2)                  # (tokens, experts) -> Route
+    rows = dispatch(x, chosen)                   # (tokens, d) -> (tokens k, d), expert by expert
+    out = combine(some_mlp(rows), chosen)        # back to (tokens, d), weighted
+
+Computed by routing.c on the processor (C or OpenCL) and by the same in plain torch everywhere
+else and in float64 and float16.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from community.kernels.backend import kernels
+from community.kernels.build import lanes
+
+SCORINGS = ("softmax", "sigmoid")
+_HALVES = (torch.float16, torch.bfloat16)
+_DTYPES = (*_HALVES, torch.float32, torch.float64)
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # rows that routing.c moves
+
+
+class Route(NamedTuple):
+    """Where the tokens go. A pair is one of the k choices of one of the N tokens: number
+    `token * k + choice`."""
+
+    weights: Tensor
+    """(N, k), floating: what each choice counts for its token."""
+    experts: Tensor
+    """(N, k), int64: the chosen experts."""
+    order: Tensor
+    """(N k), int64: the pairs sorted by expert, the earlier pair first."""
+    place: Tensor
+    """(N, k), int64: where each pair stands in that order."""
+    offsets: Tensor
+    """(E + 1), int64: expert e has the rows from offsets[e] to offsets[e + 1] of that order."""
+
+    @property
+    def load(self) -> Tensor:
+        """(E), int64: how many pairs each expert has."""
+        return self.offsets.diff()
+
+
+def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "softmax") -> Route:
+    """The k experts of each token, and the pairs in expert order.
+
+    logits is (N, E). Scores are their softmax over the experts, or their sigmoid. The k experts of
+    the highest score + bias are chosen, best first, the lower number first where two are equal;
+    the weights are the scores alone, in proportion, and sum to 1 for each token. So the bias, (E)
+    and without a gradient, steers the choice and not the result (Wang et al. 2024, arXiv
+    2408.15664; DeepSeek-V3, 2412.19437, section 2.1.2): see `balanced`.
+
+    Without a bias the logits themselves are compared, which is the same order. Weights are in the
+    dtype of the logits, computed in float32 (float64 for float64), and differentiable; scores that
+    were not chosen get no gradient, for the weights do not depend on them.
+
+    Raises ValueError for shapes, dtypes, devices and k that do not fit, and for logits or a bias
+    that are not finite.
+    """
+    check(logits, k, bias, scoring)
+    wide = logits.float() if logits.dtype in _HALVES else logits
+    bias = None if bias is None else bias.detach().to(wide.dtype)
+    sigmoid = scoring == "sigmoid"
+    decide = _routed if _plain(wide) else _route
+    weights, *sorting = decide(wide, bias, k, sigmoid)
+    return Route(weights.to(logits.dtype), *sorting)
+
+
+def reference(
+    logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "softmax"
+) -> Route:
+    """`route` in plain torch, for any device and dtype."""
+    check(logits, k, bias, scoring)
+    wide = logits.float() if logits.dtype in _HALVES else logits
+    bias = None if bias is None else bias.detach().to(wide.dtype)
+    weights, experts = _chosen(wide, bias, k, scoring == "sigmoid")
+    return Route(weights.to(logits.dtype), experts, *_sorted(experts, logits.shape[1]))
+
+
+def arranged(experts: Tensor, weights: Tensor, count: int) -> Route:
+    """The Route of experts that were chosen elsewhere: experts and weights (N, k), of `count`.
+
+    Raises ValueError for what does not fit, also for an expert outside 0 to count - 1.
+    """
+    if experts.dim() != 2 or experts.shape != weights.shape or not experts.shape[1]:
+        raise ValueError(
+            f"experts and weights must both be (tokens, k); got {tuple(experts.shape)} and "
+            f"{tuple(weights.shape)}"
+        )
+    if experts.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"experts must be int64 or int32; got {experts.dtype}")
+    if weights.dtype not in _DTYPES:
+        raise ValueError(f"weights must be of a floating dtype; got {weights.dtype}")
+    if experts.device != weights.device:
+        raise ValueError(f"experts is on {experts.device} and weights on {weights.device}")
+    if count < 1:
+        raise ValueError(f"there must be at least one expert; got {count}")
+    experts = experts.long()
+    sort = _order if _plain(experts) else _sort
+    return Route(weights, experts, *sort(experts, count))
+
+
+def balanced(bias: Tensor, load: Tensor, rate: float = 1e-3) -> Tensor:
+    """The bias for the next step: up by `rate` for experts with less than the mean load, down for
+    those with more (algorithm 1 of Wang et al. 2024, arXiv 2408.15664, which found 0.001 best).
+
+    bias and load are (E), load as `Route.load` gives it or summed over several steps. Raises
+    ValueError.
+    """
+    if bias.dim() != 1 or bias.shape != load.shape:
+        raise ValueError(
+            f"bias and load must be one number for each expert; got {tuple(bias.shape)} and "
+            f"{tuple(load.shape)}"
+        )
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"rate is {rate}, and must be a positive number")
+    wide = load.to(torch.float64)
+    return (bias + rate * torch.sign(wide.mean() - wide)).to(bias.dtype)
+
+
+def dispatch(x: Tensor, chosen: Route) -> Tensor:
+    """The rows of x (N, d) in expert order: (N k, d), each token once for each of its experts.
+
+    Differentiable, more than once. Raises ValueError for what does not fit.
+    """
+    _check_rows(x, chosen, chosen.weights.shape[0], "x")
+    move = _dispatched if _plain(x) else _dispatch
+    return move(x, chosen.order, chosen.place, None)
+
+
+def combine(rows: Tensor, chosen: Route) -> Tensor:
+    """For each token the weighted sum of its rows (N k, d), which are in expert order: (N, d).
+
+    In the dtype of rows, summed in float32 (float64 for float64). Differentiable in rows and
+    weights, more than once. Raises ValueError for what does not fit.
+    """
+    _check_rows(rows, chosen, chosen.weights.numel(), "rows")
+    weights = chosen.weights.to(_wide(rows.dtype))
+    move = _combined if _plain(rows, weights) else _combine
+    return move(rows, chosen.order, chosen.place, weights)
+
+
+# -- what is asked ---------------------------------------------------------------------
+
+
+def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
+    """Raises ValueError for what `route` cannot compute, apart from numbers that are not finite."""
+    if logits.dim() != 2 or not logits.shape[1]:
+        raise ValueError(f"logits must be (tokens, experts); got {tuple(logits.shape)}")
+    if logits.dtype not in _DTYPES:
+        raise ValueError(f"logits must be of a floating dtype; got {logits.dtype}")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k is {k}, and must be from 1 to {logits.shape[1]}, the experts")
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring is {scoring!r}, and must be one of {', '.join(SCORINGS)}")
+    if bias is None:
+        return
+    if bias.shape != logits.shape[1:]:
+        raise ValueError(
+            f"bias must be {logits.shape[1]} numbers, one an expert; got {tuple(bias.shape)}"
+        )
+    if not bias.is_floating_point():
+        raise ValueError(f"bias must be of a floating dtype; got {bias.dtype}")
+    if bias.device != logits.device:
+        raise ValueError(f"bias is on {bias.device} and logits on {logits.device}")
+
+
+def _check_rows(x: Tensor, chosen: Route, count: int, name: str) -> None:
+    weights, experts, order, place, _ = chosen
+    if place.dim() != 2 or not place.shape == weights.shape == experts.shape:
+        raise ValueError("weights, experts and place of a route must all be (tokens, k)")
+    if order.shape != (place.numel(),) or order.dtype != torch.int64 != place.dtype:
+        raise ValueError("order and place of a route must be int64, one for each pair")
+    if x.dim() != 2 or x.shape[0] != count:
+        raise ValueError(f"{name} must be ({count}, d) for this route; got {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"{name} must be of a floating dtype; got {x.dtype}")
+    if not x.device == order.device == place.device == weights.device:
+        raise ValueError(f"{name} is on {x.device} and its route on {order.device}")
+
+
+def _unfit(what: str) -> ValueError:
+    return ValueError(f"{what} must be finite: there is NaN or infinity")
+
+
+def _unknown(x: Tensor) -> bool:
+    """Whether x has no values yet: it is being traced."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether nobody differentiates or traces: then a function is called in place of its operation,
+    whose call alone costs as much as routing 500 tokens."""
+    learning = torch.is_grad_enabled()
+    return not any((learning and x.requires_grad) or _unknown(x) for x in tensors)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# -- choosing --------------------------------------------------------------------------
+
+
+def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
+    """Weights and experts (N, k), by a stable sort."""
+    if not _unknown(logits) and not logits.isfinite().all():
+        raise _unfit("logits")
+    keys = logits.detach()
+    if bias is not None:
+        if not _unknown(bias) and not bias.isfinite().all():
+            raise _unfit("bias")
+        keys = (keys.sigmoid() if sigmoid else keys.softmax(-1)) + bias
+    order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
+    experts = order[:, :k].contiguous()
+    chosen = logits.gather(-1, experts)
+    # softmax of the logarithms of the scores: never 0 / 0
+    return (torch.nn.functional.logsigmoid(chosen) if sigmoid else chosen).softmax(-1), experts
+
+
+def _sorted(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """order, place and offsets."""
+    flat = experts.reshape(-1)
+    if flat.numel() and not _unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
+        raise ValueError(f"experts must lie between 0 and {count - 1}")
+    order = torch.sort(flat, stable=True).indices
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=order.device)
+    offsets = torch.zeros(count + 1, dtype=torch.int64, device=order.device)
+    offsets[1:] = torch.bincount(flat, minlength=count).cumsum(0)
+    return order, place.view(experts.shape), offsets
+
+
+_Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
+    run = kernels("routing") if logits.device.type == "cpu" else None
+    (n, e) = logits.shape
+    if run is None or logits.dtype != torch.float32 or n * k >= 2**31:
+        weights, experts = _chosen(logits, bias, k, sigmoid)
+        return weights, experts, *_sorted(experts, e)
+    weights, experts = logits.new_empty(n, k), torch.empty(n, k, dtype=torch.int64)
+    order, place = experts.new_empty(n * k), experts.new_empty(n, k)
+    offsets, fault = experts.new_empty(e + 1), experts.new_empty(1)
+    room = logits.new_empty((e + 2 * (k + _AT_ONCE)) * lanes())
+    run(
+        "route",
+        *(logits.contiguous(), None if bias is None else bias.contiguous(), weights, experts),
+        *(order, place, offsets, fault, room, n, e, k, int(sigmoid)),
+        items=1,
+    )
+    if fault.item():
+        raise _unfit("bias" if fault.item() == 2 else "logits")
+    return weights, experts, order, place, offsets
+
+
+_AT_ONCE = 8  # as in routing.c
+
+
+def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    run = kernels("routing") if experts.device.type == "cpu" else None
+    if run is None or experts.numel() >= 2**31:
+        return _sorted(experts, count)
+    order, place = experts.new_empty(experts.numel()), experts.new_empty(experts.shape)
+    offsets, fault = experts.new_empty(count + 1), experts.new_empty(1)
+    pairs = experts.numel()
+    run(
+        "route_sort",
+        *(experts.contiguous(), order, place, offsets, fault, pairs, count),
+        items=1,
+    )
+    if fault.item():
+        raise ValueError(f"experts must lie between 0 and {count - 1}")
+    return order, place, offsets
+
+
+_route = torch.library.custom_op("community::route", _routed, mutates_args=())
+_sort = torch.library.custom_op("community::route_sort", _order, mutates_args=())
+
+
+@_route.register_fake
+def _(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
+    (n, e), whole = logits.shape, {"dtype": torch.int64}
+    sizes = ((n, k), (n * k,), (n, k), (e + 1,))
+    return logits.new_empty(n, k), *(logits.new_empty(s, **whole) for s in sizes)  # type: ignore
+
+
+@torch.library.custom_op("community::route_backward", mutates_args=())
+def _route_backward(
+    grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
+) -> Tensor:
+    run = kernels("routing") if logits.device.type == "cpu" else None
+    out = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    if run is None or logits.dtype != torch.float32:
+        slopes = weights * (grad - (grad * weights).sum(-1, keepdim=True))
+        if sigmoid:
+            slopes = slopes * torch.sigmoid(-logits.gather(-1, experts))
+        return out.scatter_(-1, experts, slopes)
+    run(
+        "route_backward",
+        *(grad.contiguous(), weights, experts, logits.contiguous(), out),
+        *(logits.shape[1], experts.shape[1], int(sigmoid)),
+        items=logits.shape[0],
+    )
+    return out
+
+
+@_route_backward.register_fake
+def _(grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _keep_route(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    logits, _, _, ctx.sigmoid = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[0], output[1], logits)
+
+
+def _differentiate_route(ctx, grad: Tensor, *_rest: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+    return _route_backward(grad, *ctx.saved_tensors, ctx.sigmoid), None, None, None
+
+
+_route.register_autograd(_differentiate_route, setup_context=_keep_route)
+
+
+@_sort.register_fake
+def _(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    new = experts.new_empty
+    return new(experts.numel()), new(experts.shape), new(count + 1)
+
+
+# -- moving rows: three operations, each of whose gradients are the two others ------------
+
+
+def _dispatched(x: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
+    """rows[r] = weights[order[r]] x[order[r] / k]"""
+    k = place.shape[1]
+    rows = x.new_empty(order.numel(), x.shape[1])
+    if _moved("dispatch", x, (order, weights), rows, rows.shape[0], k):
+        return rows
+    if weights is None:
+        return x[order // k]
+    return (x[order // k] * weights.reshape(-1)[order].unsqueeze(-1)).to(x.dtype)
+
+
+_dispatch = torch.library.custom_op("community::dispatch", _dispatched, mutates_args=())
+
+
+@_dispatch.register_fake
+def _(x: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
+    return x.new_empty(order.numel(), x.shape[1])
+
+
+def _combined(rows: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
+    """out[t] = sum_j weights[t, j] rows[place[t, j]]"""
+    out = rows.new_empty(place.shape[0], rows.shape[1])
+    if _moved("combine", rows, (place, weights), out, out.shape[0], place.shape[1]):
+        return out
+    picked = rows[place].to(_wide(rows.dtype))
+    picked = picked if weights is None else picked * weights.unsqueeze(-1)
+    return picked.sum(1).to(rows.dtype)
+
+
+_combine = torch.library.custom_op("community::combine", _combined, mutates_args=())
+
+
+@_combine.register_fake
+def _(rows: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
+    return rows.new_empty(place.shape[0], rows.shape[1])
+
+
+@torch.library.custom_op("community::match", mutates_args=())
+def _match(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    """dots[t, j] = x[t] . rows[place[t, j]], in float32 or float64"""
+    dots = x.new_empty(place.shape, dtype=_wide(x.dtype))
+    if _moved("match", x, (rows, place), dots, place.shape[0], place.shape[1]):
+        return dots
+    wide = x.to(dots.dtype).unsqueeze(1)
+    return (wide * rows[place].to(dots.dtype)).sum(-1)
+
+
+@_match.register_fake
+def _(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    return x.new_empty(place.shape, dtype=_wide(x.dtype))
+
+
+def _moved(
+    kernel: str, x: Tensor, rest: tuple[Tensor | None, ...], out: Tensor, items: int, k: int
+) -> bool:
+    """Whether routing.c did it. Raises ValueError for a route with indices that are none."""
+    kind = _KINDS.get(x.dtype)
+    run = kernels("routing") if x.device.type == "cpu" and kind else None
+    if run is None or items * k >= 2**31:
+        return False
+    fault = torch.zeros(1, dtype=torch.int32)
+    others = [None if y is None else y.contiguous() for y in rest]
+    run(f"{kernel}_{kind}", x.contiguous(), *others, out, fault, x.shape[1], k, items=items)
+    if fault.item():
+        raise ValueError("order or place of the route names a pair that does not exist")
+    return True
+
+
+def _keep_move(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_dispatch(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    x, order, place, weights = ctx.saved_tensors
+    gw = _match(x, grad, order, place) if ctx.needs_input_grad[3] else None
+    return _combine(grad, order, place, weights), None, None, gw
+
+
+def _differentiate_combine(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    rows, order, place, weights = ctx.saved_tensors
+    gw = _match(grad, rows, order, place) if ctx.needs_input_grad[3] else None
+    return _dispatch(grad, order, place, weights), None, None, gw
+
+
+def _differentiate_match(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    x, rows, order, place = ctx.saved_tensors
+    return _combine(rows, order, place, grad), _dispatch(x, order, place, grad), None, None
+
+
+_dispatch.register_autograd(_differentiate_dispatch, setup_context=_keep_move)
+_combine.register_autograd(_differentiate_combine, setup_context=_keep_move)
+_match.register_autograd(_differentiate_match, setup_context=_keep_move)
