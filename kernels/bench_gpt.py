@@ -59,7 +59,8 @@ def measured(
     family: str, width: int, sizes: list[int], device: str = "cpu", repeats: int = 3
 ) -> Iterator[tuple[int, float, float]]:
     """(batch, our seconds, seconds of transformers). Raises AssertionError for other tokens."""
-    model = made(family, width).to(device)
+    model = made(family, width)
+    torch.nn.Module.to(model, device)
     ours = _compiled(model, device)
     for size in sizes:
         prompts = torch.randint(WORDS, (size, PROMPT), device=device)

@@ -169,7 +169,7 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tens
     for n in range(layout.layers):
         at = f"transformer.h.{n}."
         scale = torch.ones(3 * layout.width, device=parts[0].device)
-        scale[: layout.width] = _sharpness(config, layout)
+        scale[: layout.width] = _sharpness(config, layout).repeat_interleave(layout.size)
         if not config.scale_attn_weights:
             scale[: layout.width] *= layout.size**0.5
         if config.scale_attn_by_inverse_layer_idx:
@@ -203,7 +203,7 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Ten
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
     parts = [state.pop("model.embed_tokens.weight")]
     nothing = torch.zeros(layout.width, device=parts[0].device)  # RMSNorm shifts by nothing
-    sharpness = _sharpness(config, layout).to(nothing.device)
+    sharpness = _sharpness(config, layout).repeat_interleave(layout.size).to(nothing.device)
 
     def beside(at: str, *names: str) -> list[Tensor]:
         """Several products of the same inputs as one: (inputs, outputs) and the biases."""
