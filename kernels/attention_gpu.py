@@ -13,6 +13,7 @@ from torch import Tensor
 
 from community.kernels.backend import simt
 from community.kernels.build import Argument, SimtProgram
+from community.kernels.cuda import PLENTY
 
 WIDTHS = (32, 64, 128, 256)  # that attention.cu pads queries, keys and values to, in shared memory
 TENSOR_WIDTHS = (64, 128)  # of attention_tensor.cu
@@ -31,7 +32,16 @@ class Tiling:
     room: int  # floats of shared memory
 
     def program(self, device: torch.device) -> SimtProgram | None:
+        if device.type == "cuda":
+            found = torch.cuda.get_device_properties(device)
+            if 4 * self.room > getattr(found, "shared_memory_per_block_optin", PLENTY):
+                return None
         return simt(self.source, device.type, *self.flags)
+
+    def held(self, *inputs: Tensor) -> list[Tensor]:
+        """What the kernels read: in one piece that begins at a multiple of 16 bytes."""
+        held = [x.to(self.stored).contiguous() for x in inputs]
+        return [x.clone() if x.data_ptr() % 16 else x for x in held]
 
 
 def takes(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
@@ -54,7 +64,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The output in q's dtype, the logsumexp in float32. Shapes as in `attention`."""
     tiles = tiling(q, v, False)
-    given = [x.to(tiles.stored).contiguous() for x in (q, k, v)]
+    given = tiles.held(q, k, v)
     out = given[0].new_empty(*q.shape[:3], v.shape[3])
     lse = factor.new_empty(q.shape[:3])
     mask, by = strides(mask, q, k)
@@ -77,7 +87,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, in float32, and of k and v in theirs; delta is sum(go * out) - glse."""
     tiles = tiling(q, v, True)
-    given = [x.to(tiles.stored).contiguous() for x in (go, q, k, v)]
+    given = tiles.held(go, q, k, v)
     mask, by = strides(mask, q, k)
     more = (factor.contiguous(), mask, lengths, lse.contiguous(), delta.contiguous())
     sizes = (*_sizes(q, k, v, causal, tiles), *by)

@@ -105,6 +105,13 @@ def test_nan_stays_nan(device: str) -> None:
     assert out[0, 0, :3].isfinite().all()
 
 
+def test_inputs_may_lie_anywhere(device: str) -> None:
+    flat = torch.randn(3 * 20 * 64 + 1, dtype=torch.float16).to(device)
+    q, k, v = flat[1:].view(3, 1, 1, 20, 64).unbind()
+    assert q.data_ptr() % 16 and q.is_contiguous()
+    torch.testing.assert_close(attention(q, k, v)[0], reference(q, k, v)[0], atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("width", [24, 96, 256])
 def test_other_widths_are_computed_without_tensor_cores(device: str, width: int) -> None:
     q, k, v, _ = make((1, 1, 1, 20, 20, width, width), torch.float16)
