@@ -56,7 +56,7 @@ def attention(
     if mask is not None:
         mask = added(mask, by.dtype)
     if lengths is not None:
-        lengths = lengths.to(torch.int32)
+        lengths = lengths.to(torch.int32).contiguous()
     out, lse = _attention(q, k, v, by, mask, lengths, causal)
     if sink:
         out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
