@@ -32,9 +32,9 @@ from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
 from community.config import Section
 from community.errors import CommunityError
-from community.kernels.backend import backend, kernels
-from community.kernels.build import Program
+from community.kernels.backend import backend, kernels, simt
 from community.kernels.gpt import LanguageModel, Unsupported
+from community.kernels.gpt_gpu import GpuLanguageModel
 from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
 
@@ -80,8 +80,9 @@ class TransformerAgent:
         optimizer: Optimizer | None = None,
         generator: Literal["auto", "torch", "kernels"] = "auto",
     ) -> None:
-        """`generator` answers and scores: "kernels" is C or OpenCL in float32, "auto" that for
-        models in float32 without an adapter where it can run them, and torch for the others.
+        """`generator` answers and scores: "kernels" is C or OpenCL in float32 (CUDA on a GPU),
+        "auto" that for models in float32 without an adapter where it can run them on the
+        processor, and torch for the others.
 
         Raises CommunityError unless exactly one of `shape` and `model` is given, and if the
         kernels are asked for and cannot run.
@@ -111,7 +112,9 @@ class TransformerAgent:
         # "auto" leaves half precision and adapters to torch: the kernels know float32 alone
         plain = adapter is None and self.model.dtype == torch.float32
         fits = generator == "kernels" or (generator == "auto" and plain)
-        self._program = kernels("gpt") if fits and self.device.type == "cpu" else None
+        self._program: Any = kernels("gpt") if fits and self.device.type == "cpu" else None
+        if generator == "kernels" and self.device.type == "cuda":
+            self._program = simt("gpt", "cuda")
         self._fast: LanguageModel | None = None
         self._seen: list[tuple[int, int]] | None = None  # the weights that it has
         if generator == "kernels":
@@ -244,17 +247,18 @@ class TransformerAgent:
                 self._program = None
         return None
 
-    def _current(self, program: Program) -> LanguageModel:
+    def _current(self, program: Any) -> LanguageModel:
         weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
         if self._fast is None:
-            self._fast = LanguageModel(self.model, program)
+            kind = LanguageModel if self.device.type == "cpu" else GpuLanguageModel
+            self._fast = kind(self.model, program)
         elif self._seen != weights:
             self._fast.refresh(self.model)
         self._seen = weights
         return self._fast
 
     def _require_kernels(self) -> None:
-        why = "it is on a GPU" if self.device.type != "cpu" else backend("cpu")[1]
+        why = backend(self.device.type)[1]
         if self._program is not None:
             try:
                 self._current(self._program)

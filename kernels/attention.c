@@ -1,6 +1,6 @@
 /* Attention and its gradients, one thread an item: matrix products in register blocks of ROWS rows
  * by COLS columns, softmax online over blocks of keys, nothing computed above the causal diagonal.
- * Widths (d of queries and keys, dv of values) are multiples of COLS; attention.py sees to that.
+ * Widths (d of queries and keys, dv of values) are multiples of COLS; attention_cpu.py sees to that.
  * Keys, and for the gradients values, come packed: see tiles.h.
  */
 #include "tiles.h"

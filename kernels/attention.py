@@ -7,18 +7,12 @@ and in plain torch, as `reference` does, everywhere else and in float64.
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
-from community.kernels import attention_gpu
-from community.kernels.attention_gpu import strides
-from community.kernels.backend import kernels
-from community.kernels.build import lanes
+from community.kernels import attention_cpu, attention_gpu
 
-BQ, BK = 96, 64  # as in attention.c
-_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 
@@ -62,7 +56,7 @@ def attention(
     if mask is not None:
         mask = added(mask, by.dtype)
     if lengths is not None:
-        lengths = lengths.to(torch.int32)
+        lengths = lengths.to(torch.int32).contiguous()
     out, lse = _attention(q, k, v, by, mask, lengths, causal)
     if sink:
         out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
@@ -249,7 +243,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     if attention_gpu.takes(q, v, mask):
         return attention_gpu.forward(q, k, v, factor, mask, lengths, causal)
-    compute = _forward_in_c if _compiled(q, mask) else _forward_in_torch
+    compute = attention_cpu.forward if attention_cpu.takes(q, mask) else _forward_in_torch
     out, lse = compute(_float(q), _float(k), _float(v), factor, mask, lengths, causal)
     return out.to(q.dtype), lse
 
@@ -278,7 +272,7 @@ def _attention_backward(
     more = (factor, mask, lengths, causal, lse)
     if attention_gpu.takes(q, v, mask):
         return attention_gpu.backward(go, delta, q, k, v, *more)
-    compute = _backward_in_c if _compiled(q, mask) else _backward_in_torch
+    compute = attention_cpu.backward if attention_cpu.takes(q, mask) else _backward_in_torch
     gq, gk, gv = compute(_float(go), delta, _float(q), _float(k), _float(v), *more)
     return gq, gk.to(k.dtype), gv.to(v.dtype)
 
@@ -308,98 +302,10 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
-_ROOM = 2 * BQ * BK + 2 * BQ
-
 
 def _float(x: Tensor) -> Tensor:
     """Half precision as float32."""
     return x.float() if x.dtype in _HALVES else x
-
-
-def _compiled(q: Tensor, mask: Tensor | None) -> bool:
-    """Whether attention.c computes this: on the processor, with a backend that works."""
-    if q.dtype == torch.float64 or q.device.type != "cpu":
-        return False
-    if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
-        return False
-    return kernels("attention") is not None
-
-
-def _forward_in_c(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    run = kernels("attention")
-    assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
-    d, dv = queries.shape[-1], values.shape[-1]
-    out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = max(1, min(_CORES, b * h))
-    mask, by = strides(mask, q, k)
-    run(
-        "attention_forward",
-        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
-        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
-        *(tk - tq + 1 if causal else tk, *by),
-        items=workers,
-    )
-    return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
-
-
-def _backward_in_c(
-    go: Tensor,
-    delta: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-    lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    run = kernels("attention")
-    assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
-    d, dv = queries.shape[-1], values.shape[-1]
-    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    workers = max(1, min(_CORES, b * hk))
-    mask, by = strides(mask, q, k)
-    run(
-        "attention_backward",
-        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
-        *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *by),
-        items=workers,
-    )
-    gq, gk, gv = (
-        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
-        for g, x in zip(grads, (q, k, v), strict=True)
-    )
-    return gq, gk, gv
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Contiguous, filled with zeros up to a width of whole register blocks."""
-    missing = -x.shape[-1] % (2 * lanes())
-    return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
-
-
-def _packed(x: Tensor) -> Tensor:
-    b, h, t, d = x.shape
-    columns = 2 * lanes()
-    packed = x.new_empty(b, h, -(-t // columns) * columns, d)
-    run = kernels("attention")
-    assert run is not None
-    run("attention_pack", x, packed, t, d, items=b * h)
-    return packed
 
 
 def _forward_in_torch(

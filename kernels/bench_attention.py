@@ -1,8 +1,10 @@
-"""Attention against torch SDPA."""
+"""Attention against torch SDPA, and against flash-attn on a GPU where it is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 
 import torch
@@ -12,43 +14,80 @@ from torch.nn.functional import scaled_dot_product_attention
 from community.kernels.attention import attention, reference
 from community.kernels.timing import Case, Run
 
+Made = Callable[[], tuple[Tensor, list[Tensor]]]
+Sizes = tuple[int, int, int, int]  # B, H, T, D
+
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Forward and backward against torch SDPA: H 8, D 64, float32."""
-    sizes = [(1, 64)] if quick else product((1, 8), (256, 512, 1024))
-    for (b, t), causal, backward in product(sizes, (True, False), (False, True)):
-        yield _case(b, t, causal, backward, device)
+    """Forward and backward: float32, H 8, D 64 on the processor; on a GPU bfloat16, 16,384 tokens
+    and a model width of 2,048, as in the papers on FlashAttention."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if quick:
+        sizes: list[Sizes] = [(1, 8, 64, 64)]
+    elif device == "cpu":
+        sizes = [(b, 8, t, 64) for b, t in product((1, 8), (256, 512, 1024))]
+    else:
+        lengths = (1024, 2048, 4096, 8192, 16384)
+        sizes = [(16384 // t, 2048 // d, t, d) for d, t in product((64, 128), lengths)]
+    for size, causal, backward in product(sizes, (True, False), (False, True)):
+        yield _case(size, causal, backward, device, dtype)
 
 
-def _case(b: int, t: int, causal: bool, backward: bool, device: str) -> Case:
+def _case(size: Sizes, causal: bool, backward: bool, device: str, dtype: torch.dtype) -> Case:
+    b, h, t, d = size
     made = torch.Generator().manual_seed(b * t)
-    q, k, v, g = (torch.randn(b, 8, t, 64, generator=made).to(device) for _ in range(4))
-    temperature = torch.linspace(0.6, 1.4, 8, device=device)
-    sharper = q / temperature.view(-1, 1, 1)  # the peer has no temperature: it is given for free
+    q, k, v, g = (torch.randn(size, generator=made).to(device, dtype) for _ in range(4))
+    temperature = torch.linspace(0.6, 1.4, h, device=device)
+    # the peers have no temperature: it is given for free
+    sharper = (q.float() / temperature.view(-1, 1, 1)).to(dtype)
 
-    def run(make: Callable[[], tuple[Tensor, list[Tensor]]]) -> Run:
+    def run(make: Made, go: Tensor = g) -> Run:
         if not backward:
             return lambda: (make()[0],)
         for x in (q, k, v, sharper):
             x.requires_grad_()
         out, leaves = make()
-        return lambda: torch.autograd.grad(out, leaves, g, retain_graph=True)
+        return lambda: torch.autograd.grad(out, leaves, go, retain_graph=True)
 
     def ours() -> tuple[Tensor, list[Tensor]]:
         out, _ = attention(q, k, v, causal=causal, temperature=temperature)
         return out, [q, k, v]
 
-    def peer() -> tuple[Tensor, list[Tensor]]:
+    def sdpa() -> tuple[Tensor, list[Tensor]]:
         return scaled_dot_product_attention(sharper, k, v, is_causal=causal), [sharper, k, v]
 
-    def truth() -> tuple[Tensor, list[Tensor]]:
-        wide = [x.detach().double().requires_grad_(backward) for x in (q, k, v)]
-        out, _ = reference(*wide, causal=causal, temperature=temperature.double())
-        return out, wide
+    def flash() -> tuple[Tensor, list[Tensor]]:
+        turned = (x.transpose(1, 2) for x in (sharper, k, v))
+        out = import_module("flash_attn").flash_attn_func(*turned, causal=causal)
+        return out.transpose(1, 2), [sharper, k, v]
 
-    def true_results() -> tuple[Tensor, ...]:
-        out, wide = truth()
-        return torch.autograd.grad(out, wide, g.double()) if backward else (out,)
+    def truth() -> tuple[Tensor, ...]:
+        make = _exact if device == "cpu" or t < 1024 else _long
+        out, wide = make([q, k, v], temperature, causal, backward)
+        return torch.autograd.grad(out, wide, g.to(out.dtype)) if backward else (out,)
 
-    name = f"attention {'causal' if causal else 'full'} {'backward' if backward else 'forward'}"
-    return Case(f"{name} B {b} T {t}", run(ours), {"sdpa": run(peer)}, true_results)
+    peers = {"sdpa": run(sdpa)}
+    if device == "cuda" and find_spec("flash_attn"):
+        peers["flash-attn"] = run(flash)
+    kind = f"{'causal' if causal else 'full'} {'backward' if backward else 'forward'}"
+    name = f"attention {kind} B {b} T {t}" + ("" if device == "cpu" else f" H {h} D {d}")
+    operations = b * h * t * t * d * (10 if backward else 4) // (2 if causal else 1)
+    note = "" if device == "cpu" else f"{operations / 1e9:.0f} GFLOP"
+    return Case(name, run(ours), peers, truth, 1e-4 if dtype == torch.float32 else 2e-2, note)
+
+
+def _exact(
+    inputs: list[Tensor], temperature: Tensor, causal: bool, backward: bool
+) -> tuple[Tensor, list[Tensor]]:
+    wide = [x.detach().double().requires_grad_(backward) for x in inputs]
+    out, _ = reference(*wide, causal=causal, temperature=temperature.double())
+    return out, wide
+
+
+def _long(
+    inputs: list[Tensor], temperature: Tensor, causal: bool, backward: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """In float32, without all scores in memory."""
+    q, k, v = (x.detach().float().requires_grad_(backward) for x in inputs)
+    sharper = q / temperature.view(-1, 1, 1)
+    return scaled_dot_product_attention(sharper, k, v, is_causal=causal), [q, k, v]

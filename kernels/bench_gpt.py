@@ -1,13 +1,13 @@
 """Whole generations against transformers: `python -m community.kernels.bench_gpt --width 128`.
 
 Prompts of 16 tokens, 128 greedy tokens, 4 layers, float32, one thread. Tokens are compared before
-anything is timed; then both sides run in turns, and the least process CPU time of each counts.
+anything is timed; then both sides run in turns, and the least process CPU time of each counts
+(wall time with `--device cuda`).
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from community.kernels.backend import backend, kernels
+from community.kernels.backend import backend, kernels, simt
 from community.kernels.gpt import LanguageModel
+from community.kernels.gpt_gpu import GpuLanguageModel
+from community.kernels.timing import seconds
 
 PROMPT, ANSWER, WORDS = 16, 128, 1024
 
@@ -43,17 +45,25 @@ def made(family: str, width: int) -> PreTrainedModel:
     return model.eval()
 
 
+def _compiled(model: PreTrainedModel, device: str) -> LanguageModel:
+    program = kernels("gpt") if device == "cpu" else None
+    if program is not None:
+        return LanguageModel(model, program)
+    on_gpu = simt("gpt", device)
+    if on_gpu is None:
+        raise SystemExit(f"no kernels here: {backend(device)[1]}")
+    return GpuLanguageModel(model, on_gpu)
+
+
 def measured(
-    family: str, width: int, sizes: list[int], repeats: int = 3
+    family: str, width: int, sizes: list[int], device: str = "cpu", repeats: int = 3
 ) -> Iterator[tuple[int, float, float]]:
     """(batch, our seconds, seconds of transformers). Raises AssertionError for other tokens."""
-    program = kernels("gpt")
-    if program is None:
-        raise SystemExit(f"no kernels here: {backend()[1]}")
     model = made(family, width)
-    ours = LanguageModel(model, program)
+    torch.nn.Module.to(model, device)
+    ours = _compiled(model, device)
     for size in sizes:
-        prompts = torch.randint(WORDS, (size, PROMPT))
+        prompts = torch.randint(WORDS, (size, PROMPT), device=device)
         lists = prompts.tolist()
 
         def we(rows: list[list[int]] = lists) -> list[list[int]]:
@@ -75,14 +85,8 @@ def measured(
         calls: tuple[Callable[[], object], ...] = (we, they)
         for _ in range(repeats):
             for n, call in enumerate(calls):
-                best[n] = min(best[n], _seconds(call))
+                best[n] = min(best[n], seconds(call, device))
         yield size, best[0], best[1]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 def main() -> None:
@@ -90,10 +94,11 @@ def main() -> None:
     parser.add_argument("--family", choices=("gpt2", "llama"), default="gpt2")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{given.family}, width {given.width}, {backend()[0]}")
-    for size, ours, theirs in measured(given.family, given.width, given.batches):
+    print(f"{given.family}, width {given.width}, {backend(given.device)[0]}")
+    for size, ours, theirs in measured(given.family, given.width, given.batches, given.device):
         speed = size * ANSWER / ours
         print(f"batch {size:4}  {theirs / ours:5.1f} times  {speed:8.0f} tokens/s", flush=True)
 

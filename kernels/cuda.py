@@ -21,7 +21,7 @@ from torch import Tensor
 
 from community.kernels.build import SOURCES, Argument, BuildError, kept
 
-FLAGS = ("--std=c++17", "-dw", f"--include-path={SOURCES}")
+FLAGS = ("--std=c++17", "-w", f"--include-path={SOURCES}")
 MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PLENTY = 48 * 1024  # bytes of shared memory that every kernel may have without asking
 

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from community.kernels.attention import (
-    _packed,
-    _wide,
     added,
     check,
     factors,
     scores,
     shared,
 )
+from community.kernels.attention_cpu import _packed, _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes

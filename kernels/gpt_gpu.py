@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from community.kernels.build import SimtProgram
+from community.kernels.build import Argument, SimtProgram
 from community.kernels.gpt import (
     NARROW,
     LanguageModel,
@@ -59,7 +59,10 @@ class GpuLanguageModel(LanguageModel):
         self.device = devices.pop()
         self.layout, parts = _FAMILIES[kind](model, {n: w.float() for n, w in state.items()})
         self.weights = torch.cat([part.reshape(-1) for part in parts])
-        self._rotary = None if self.layout.learned else _rotary(model)
+        self._rotary = None
+        if not self.layout.learned:
+            speeds, scale = _rotary(model)
+            self._rotary = speeds.cpu(), scale  # cosines and sines are made there
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
 
@@ -84,18 +87,11 @@ class GpuLanguageModel(LanguageModel):
         ]
         sizes = torch.tensor([memory.floats.shape[1], memory.ints.shape[1]])
         moved = [x.to(self.device) if isinstance(x, Tensor) else x for x in more]
-        self.simt(
-            kernel,
-            *(_shape(self.layout, self._places).to(self.device), self.weights, self._turns),
-            self.layout.epsilon,
-            *(x.to(self.device) for x in lists),
-            *(memory.floats, memory.ints, sizes.to(self.device)),
-            *(memory.slots, memory.span),
-            *moved,
-            blocks=len(blocks),
-            threads=self.threads,
-            room=SHARED,
-        )
+        given: list[Argument] = [_shape(self.layout, self._places).to(self.device), self.weights]
+        given += [self._turns, self.layout.epsilon, *(x.to(self.device) for x in lists)]
+        given += [memory.floats, memory.ints, sizes.to(self.device), memory.slots, memory.span]
+        launch = {"blocks": len(blocks), "threads": self.threads, "room": SHARED}
+        self.simt(kernel, *given, *moved, **launch)
         for ours, made in zip(more, moved, strict=True):
             if isinstance(ours, Tensor) and isinstance(made, Tensor):
                 ours.copy_(made)
@@ -173,7 +169,7 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Tens
     for n in range(layout.layers):
         at = f"transformer.h.{n}."
         scale = torch.ones(3 * layout.width, device=parts[0].device)
-        scale[: layout.width] = _sharpness(config, layout)
+        scale[: layout.width] = _sharpness(config, layout).repeat_interleave(layout.size)
         if not config.scale_attn_weights:
             scale[: layout.width] *= layout.size**0.5
         if config.scale_attn_by_inverse_layer_idx:
@@ -207,7 +203,7 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Ten
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
     parts = [state.pop("model.embed_tokens.weight")]
     nothing = torch.zeros(layout.width, device=parts[0].device)  # RMSNorm shifts by nothing
-    sharpness = _sharpness(config, layout).to(nothing.device)
+    sharpness = _sharpness(config, layout).repeat_interleave(layout.size).to(nothing.device)
 
     def beside(at: str, *names: str) -> list[Tensor]:
         """Several products of the same inputs as one: (inputs, outputs) and the biases."""

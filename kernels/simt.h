@@ -68,7 +68,7 @@ typedef unsigned short u16;
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define QUAD(p) (*(SHARED const float4 *)(p)) /* four floats at a multiple of 16 bytes */
 
-#if STORED
+#if STORED == 1
 typedef u16 stored;
 DEVICE float wide(stored x) { return AS_FLOAT((u32)x << 16); }
 DEVICE stored narrow(float x) { /* to the nearest, ties to even; NaN stays NaN */

@@ -27,7 +27,7 @@
 #define __launch_bounds__(...)
 
 struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 struct Place { int x; };
 
 namespace emulator {
@@ -75,6 +75,8 @@ static void wait(State state) {
 
 static void run_body() {
     body();
+    for (auto &group : fibres[current].groups)
+        if (!group.empty()) stop("a thread ends before its copies are there");
     fibres[current].state = DONE;
     _longjmp(scheduler, 1);
 }
@@ -217,4 +219,85 @@ static float __shfl_xor_sync(unsigned, float x, int step) {
     int side;
     emulator::Warp &warp = emulator::meet(2, &given, 1, side);
     return __uint_as_float((unsigned)warp.given[side][(emulator::current % 32) ^ step][0]);
+}
+
+/* -- what tensor.h gives ----------------------------------------------------------------- */
+
+static void meet_matrices(unsigned r[4], const uint16_t *row, bool turned) {
+    emulator::check_shared(row, 16);
+    uint64_t given = (uint64_t)row;
+    int side, lane = threadIdx.x % 32;
+    auto &rows = emulator::meet(turned ? 4 : 3, &given, 1, side).given[side];
+    for (int i = 0; i < 4; i++) {
+        unsigned banks = 0;
+        for (int j = 0; j < 8; j++) banks |= 1u << (rows[8 * i + j][0] / 16 % 8);
+        if (banks != 0xff) emulator::stop("rows of a matrix in the same banks");
+        uint16_t two[2];
+        for (int j = 0; j < 2; j++) {
+            int line = lane / 4, column = lane % 4 * 2 + j;
+            if (turned) std::swap(line, column);
+            two[j] = ((const uint16_t *)rows[8 * i + line][0])[column];
+        }
+        memcpy(&r[i], two, 4);
+    }
+}
+
+static void load_matrices(unsigned r[4], const uint16_t *row) { meet_matrices(r, row, false); }
+static void load_turned(unsigned r[4], const uint16_t *row) { meet_matrices(r, row, true); }
+
+static void multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    uint64_t given[] = {a[0], a[1], a[2], a[3], b0, b1};
+    int side, lane = threadIdx.x % 32;
+    auto &all = emulator::meet(5, given, 6, side).given[side];
+    auto half = [&](int from, int which, int place) {
+        return (double)emulator::wide((uint16_t)(all[from][which] >> 16 * place));
+    };
+    for (int i = 0; i < 4; i++) {
+        int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        double sum = 0;
+        for (int k = 0; k < 16; k++) {
+            /* a[row][k]: lane (row % 8, k % 8 / 2); b[k][column]: lane (column, k % 8 / 2) */
+            int pairs = k % 8 / 2;
+            double x = half(row % 8 * 4 + pairs, row / 8 + k / 8 * 2, k % 2);
+            sum += x * half(column * 4 + pairs, 4 + k / 8, k % 2);
+        }
+        c[i] = (float)(c[i] + sum);
+    }
+}
+
+static unsigned pair(float first, float second) {
+    unsigned both = 0;
+    for (int i = 0; i < 2; i++) {
+        float x = i ? second : first;
+#if STORED == 2
+        _Float16 h = (_Float16)x;
+        uint16_t bits;
+        memcpy(&bits, &h, 2);
+#else
+        unsigned all = __float_as_uint(x);
+        uint16_t bits = x != x ? 0x7fff : (all + 0x7fff + (all >> 16 & 1)) >> 16;
+#endif
+        both |= (unsigned)bits << 16 * i;
+    }
+    return both;
+}
+
+static float power(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
+
+static void begin_copy(uint16_t *to, const uint16_t *from, int there) {
+    emulator::check_shared(to, 16);
+    if ((uint64_t)from % 16) emulator::stop("a copy from an address that is no multiple of 16");
+    emulator::Copy copy = {(char *)to, (const char *)from, there != 0};
+    if (emulator::early) emulator::perform(copy);
+    else emulator::fibres[emulator::current].groups.back().push_back(copy);
+}
+
+static void close_group() { emulator::fibres[emulator::current].groups.push_back({}); }
+
+static void WAIT_FOR_COPIES(int open) {
+    auto &groups = emulator::fibres[emulator::current].groups;
+    while ((int)groups.size() - 1 > open) {
+        for (auto &copy : groups.front()) emulator::perform(copy);
+        groups.erase(groups.begin());
+    }
 }

@@ -15,7 +15,7 @@ from community.kernels.build import SOURCES, Argument, BuildError, kept
 from community.kernels.cuda import _argument
 
 HEADER = Path(__file__).with_name("cuda_emulator.h")
-FLAGS = ("-O1", "-std=c++17", "-w", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", f"-I{SOURCES}")
+FLAGS = ("-O2", "-std=c++17", "-w", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", f"-I{SOURCES}")
 
 
 class EmulatedProgram:

@@ -173,6 +173,13 @@ def test_a_mask_that_learns() -> None:
     assert bias.grad is not None and bias.grad.any()
 
 
+def test_lengths_may_be_every_second_number(device: str) -> None:
+    q, k, v = (x.to(device) for x in make((2, 1, 1, 5, 6, 8, 8))[:3])
+    lengths = torch.tensor([2, 6, 5, 1], dtype=torch.int32, device=device)
+    found, _ = attention(q, k, v, lengths=lengths[::2])
+    torch.testing.assert_close(found, reference(q, k, v, lengths=lengths[::2])[0])
+
+
 def test_nan_stays_nan(device: str) -> None:
     q, k, v = (x.to(device) for x in make((1, 1, 1, 8, 8, 8, 8))[:3])
     q[0, 0, 3, 2] = torch.nan

@@ -15,20 +15,26 @@ import torch
 
 from community.kernels import backend as chosen
 from community.kernels import build, cuda
-from community.kernels.attention_gpu import STORED, WIDTHS
+from community.kernels.attention_gpu import TENSOR_WIDTHS, WIDTHS
 from community.kernels.build import SOURCES, BuildError
 
 GPUS = (80, 90, 100)
-WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags -> kernels
+ATTENTION = [("attention_forward",), ("attention_queries", "attention_keys")]
+
+
+def attentions(widths: tuple[int, ...], stored: tuple[int, ...]) -> list[Any]:
+    return [
+        ((f"-DWIDTH={width}", f"-DSTORED={kind}", f"-DBACKWARD={n}"), kernels)
+        for width, kind in product(widths, stored)
+        for n, kernels in enumerate(ATTENTION)
+    ]
+
+
+WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, kernels
     "probe": [((), ("scale",))],
     "gpt": [((), ("generate", "score"))],
-    "attention": [
-        ((f"-DWIDTH={width}", f"-DSTORED={stored}", f"-DBACKWARD={n}"), kernels)
-        for width, stored in product(WIDTHS, STORED.values())
-        for n, kernels in enumerate(
-            [("attention_forward",), ("attention_queries", "attention_keys")]
-        )
-    ],
+    "attention": attentions(WIDTHS, (0, 1)),
+    "attention_tensor": attentions(TENSOR_WIDTHS, (1, 2)),
 }
 
 

@@ -1,0 +1,120 @@
+"""Attention on tensor cores: the real source in the emulator, which executes what ldmatrix, mma and
+cp.async do to the registers and the shared memory of a block, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cuda_emulator import emulated
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from test_attention import make, options_for, results
+
+from community.kernels import attention_gpu
+from community.kernels.attention import attention, reference
+from community.kernels.build import BuildError
+
+PHASES = [p for p in settings().phases if p != Phase.shrink]  # which would take minutes
+HALVES = [torch.bfloat16, torch.float16]
+CASES = st.tuples(
+    *(st.integers(1, 2), st.just(1), st.integers(1, 2), st.integers(1, 140)),
+    *(st.integers(1, 140), st.sampled_from([64, 128])),
+)
+
+
+@pytest.fixture(params=["late copies", "early copies", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "cuda":
+        found = torch.device(request.getfixturevalue("gpu"))
+        if not attention_gpu.tensor_cores(found):
+            pytest.skip("a GPU without such tensor cores")
+        yield "cuda"
+        return
+    try:
+        emulated("probe")
+    except BuildError as error:
+        pytest.skip(str(error))
+
+    used: list[str] = []
+
+    def program(source: str, _device: str, *flags: str) -> Any:
+        used.append(source)
+        found = emulated(source, *flags)
+        found.early, found.seed = request.param == "early copies", found.seed + 1
+        return found
+
+    monkeypatch.setattr(attention_gpu, "simt", program)
+    monkeypatch.setattr(attention_gpu, "tensor_cores", lambda device: True)
+    yield "cpu"
+    assert used, "somebody else has computed it"
+
+
+def compare(sizes: tuple[int, ...], dtype: torch.dtype, device: str, **options: Any) -> None:
+    inputs = make(sizes, dtype)
+    assert attention_gpu.tiling(inputs[0], inputs[2], False).source == "attention_tensor"
+    wide = [x.double() for x in inputs]
+    truth = results(reference, wide, torch.float64, **options)
+    ours = results(attention, inputs, dtype, device, **options)
+    torchs = results(reference, inputs, dtype, **options)
+    eps = torch.finfo(dtype).eps
+    for n, (a, b, t) in enumerate(zip(ours, torchs, truth, strict=True)):
+        if not t.numel():
+            continue
+        error, usual = float((a - t).abs().max()), float((b - t).abs().max())
+        # weights and their gradients are rounded between two products, which torch's are not here;
+        # the gradient of the temperature (the last) is a sum over everything, of both signs
+        size = float(t.abs().max()) if n < 5 else 2 * (sizes[0] * sizes[3] * sizes[5]) ** 0.5
+        assert error <= 2 * usual + eps * max(1.0, size), (n, error, usual, size)
+
+
+@pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
+def test_loses_little_more_than_torch_loses(device: str, kind: str) -> None:
+    @settings(max_examples=6, deadline=None, derandomize=True, phases=PHASES)
+    @given(CASES, st.booleans(), st.booleans(), st.sampled_from(HALVES))
+    def holds(sizes: tuple[int, ...], causal: bool, sink: bool, dtype: torch.dtype) -> None:
+        sizes = (*sizes, sizes[-1])
+        options = options_for(kind, make(sizes, dtype))
+        compare(sizes, dtype, device, causal=causal, sink=sink, **options)
+
+    holds()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("tq", "tk"), [(128, 64), (129, 65), (64, 128), (1, 200), (200, 1), (300, 40)]
+)
+def test_edges_of_tiles(device: str, tq: int, tk: int, causal: bool) -> None:
+    compare((1, 1, 2, tq, tk, 64, 64), torch.bfloat16, device, causal=causal)
+
+
+def test_a_query_that_sees_nothing_gives_zeros(device: str) -> None:
+    q, k, v = (x.to(device) for x in make((1, 1, 1, 200, 30, 64, 64), torch.bfloat16)[:3])
+    out, lse = attention(q, k, v, causal=True)
+    assert not out[0, 0, :170].any() and (lse[0, 0, :170] == -torch.inf).all()
+    assert out[0, 0, 170:].any() and lse[0, 0, 170:].isfinite().all()
+
+
+def test_nan_stays_nan(device: str) -> None:
+    q, k, v = (x.to(device) for x in make((1, 1, 1, 8, 8, 64, 64), torch.bfloat16)[:3])
+    q[0, 0, 3, 2] = torch.nan
+    out, lse = attention(q, k, v)
+    assert out[0, 0, 3].isnan().all() and lse[0, 0, 3].isnan()
+    assert out[0, 0, :3].isfinite().all()
+
+
+def test_inputs_may_lie_anywhere(device: str) -> None:
+    flat = torch.randn(3 * 20 * 64 + 1, dtype=torch.float16).to(device)
+    q, k, v = flat[1:].view(3, 1, 1, 20, 64).unbind()
+    assert q.data_ptr() % 16 and q.is_contiguous()
+    torch.testing.assert_close(attention(q, k, v)[0], reference(q, k, v)[0], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("width", [24, 96, 256])
+def test_other_widths_are_computed_without_tensor_cores(device: str, width: int) -> None:
+    q, k, v, _ = make((1, 1, 1, 20, 20, width, width), torch.float16)
+    assert attention_gpu.tiling(q, v, False).source == "attention"
+    found, _ = attention(*(x.to(device) for x in (q, k, v)))
+    torch.testing.assert_close(found.cpu(), reference(q, k, v)[0], atol=2e-3, rtol=2e-3)
