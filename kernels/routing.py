@@ -66,7 +66,7 @@ def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "so
     wide = logits.float() if logits.dtype in _HALVES else logits
     bias = None if bias is None else bias.detach().to(wide.dtype)
     sigmoid = scoring == "sigmoid"
-    decide = _routed if _plain(wide) else _route
+    decide = _routed if plain(wide) else _route
     weights, *sorting = decide(wide, bias, k, sigmoid)
     return Route(weights.to(logits.dtype), *sorting)
 
@@ -101,7 +101,7 @@ def arranged(experts: Tensor, weights: Tensor, count: int) -> Route:
     if count < 1:
         raise ValueError(f"there must be at least one expert; got {count}")
     experts = experts.long()
-    sort = _order if _plain(experts) else _sort
+    sort = _order if plain(experts) else _sort
     return Route(weights, experts, *sort(experts, count))
 
 
@@ -129,7 +129,7 @@ def dispatch(x: Tensor, chosen: Route) -> Tensor:
     Differentiable, more than once. Raises ValueError for what does not fit.
     """
     _check_rows(x, chosen, chosen.weights.shape[0], "x")
-    move = _dispatched if _plain(x) else _dispatch
+    move = _dispatched if plain(x) else _dispatch
     return move(x, chosen.order, chosen.place, None)
 
 
@@ -141,7 +141,7 @@ def combine(rows: Tensor, chosen: Route) -> Tensor:
     """
     _check_rows(rows, chosen, chosen.weights.numel(), "rows")
     weights = chosen.weights.to(_wide(rows.dtype))
-    move = _combined if _plain(rows, weights) else _combine
+    move = _combined if plain(rows, weights) else _combine
     return move(rows, chosen.order, chosen.place, weights)
 
 
@@ -188,16 +188,16 @@ def _unfit(what: str) -> ValueError:
     return ValueError(f"{what} must be finite: there is NaN or infinity")
 
 
-def _unknown(x: Tensor) -> bool:
+def unknown(x: Tensor) -> bool:
     """Whether x has no values yet: it is being traced."""
     return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or traces: then a function is called in place of its operation,
     whose call alone costs as much as routing 500 tokens."""
     learning = torch.is_grad_enabled()
-    return not any((learning and x.requires_grad) or _unknown(x) for x in tensors)
+    return not any((learning and x.requires_grad) or unknown(x) for x in tensors)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -209,11 +209,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
     """Weights and experts (N, k), by a stable sort."""
-    if not _unknown(logits) and not logits.isfinite().all():
+    if not unknown(logits) and not logits.isfinite().all():
         raise _unfit("logits")
     keys = logits.detach()
     if bias is not None:
-        if not _unknown(bias) and not bias.isfinite().all():
+        if not unknown(bias) and not bias.isfinite().all():
             raise _unfit("bias")
         keys = (keys.sigmoid() if sigmoid else keys.softmax(-1)) + bias
     order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
@@ -226,7 +226,7 @@ def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple
 def _sorted(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """order, place and offsets."""
     flat = experts.reshape(-1)
-    if flat.numel() and not _unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
+    if flat.numel() and not unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
         raise ValueError(f"experts must lie between 0 and {count - 1}")
     order = torch.sort(flat, stable=True).indices
     place = torch.empty_like(order)
