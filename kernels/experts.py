@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": lambda h: F.relu(h).square(),  # So et al. 2021, arXiv 2109.08668
 }
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What was measured: experts.c is the fastest up to so many rows an expert, or products of one, and
@@ -43,7 +44,7 @@ def expert_mlp(
     rows is (S, D), those from offsets[e] to offsets[e + 1] being expert e's; offsets (E + 1),
     int64, as in `routing.Route`. up is (E, 2 I, D), the gates first (SwiGLU, GEGLU: Shazeer 2020,
     arXiv 2002.05202), or (E, I, D) for down_e act(up_e row) without a gate. down is (E, Dout, I).
-    activation: silu, gelu or gelu_tanh. Returns (S, Dout), differentiable in rows, up and down.
+    activation: silu, gelu, gelu_tanh or relu2. Returns (S, Dout); differentiable.
 
     Raises ValueError for shapes, dtypes, devices, offsets and names that do not fit.
     """
