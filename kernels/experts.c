@@ -33,30 +33,46 @@ INLINE vec folded(vec a, vec b) {
     return SHUFFLE(a, b, EVEN) + SHUFFLE(a, b, ODD);
 }
 
-/* Up to ROWS rows by TILE outputs, whose LANES sums end in one vector. `next` is what will be read
+/* LANES vectors -> the sum of each in a lane of the first. Every loop has a constant length, for
+ * OpenCL to keep the vectors in registers. */
+#define HALVED(v, n)                                                                             \
+    for (int j = 0; j < (n); j++) v[j] = folded(v[2 * j], v[2 * j + 1]);
+#if LANES == 16
+#define FOLDED(v) HALVED(v, 8) HALVED(v, 4) HALVED(v, 2) HALVED(v, 1)
+#else
+#define FOLDED(v) HALVED(v, 4) HALVED(v, 2) HALVED(v, 1)
+#endif
+
+/* Up to ROWS rows by TILE outputs, whose LANES sums, named one by one for OpenCL to keep them in
+ * registers, end in one vector. `next` is what will be read
  * next, and is fetched meanwhile. */
 #define ROWS 4
 #define TILE (LANES / ROWS)
+#if LANES == 16
+#define EACH(f, ...) f(0, __VA_ARGS__) f(1, __VA_ARGS__) f(2, __VA_ARGS__) f(3, __VA_ARGS__)
+#else
+#define EACH(f, ...) f(0, __VA_ARGS__) f(1, __VA_ARGS__)
+#endif
+#define OPEN(o, ...) vec a##o = ALL(0.0f), b##o = a##o, c##o = a##o, d##o = a##o;
+#define TAKE(o, LOAD)                                                                            \
+    by = LOAD(w + o * inputs + i);                                                               \
+    __builtin_prefetch(next + o * inputs + i);                                                   \
+    a##o += a * by, b##o += b * by, c##o += c * by, d##o += d * by;
+#define CLOSE(o, ...)                                                                            \
+    sums[o] = a##o, sums[TILE + o] = b##o, sums[2 * TILE + o] = c##o, sums[3 * TILE + o] = d##o;
 #define PRODUCT(type, T, LOAD)                                                                   \
     INLINE void tile_##type(GLOBAL const float *x, int rows, GLOBAL const T *w, int inputs,      \
                             GLOBAL float *y, int outputs, GLOBAL const T *next) {                \
         GLOBAL const float *x1 = x + (rows > 1) * inputs, *x2 = x1 + (rows > 2) * inputs;        \
         GLOBAL const float *x3 = x2 + (rows > 3) * inputs;                                       \
-        vec sums[LANES];                                                                         \
-        for (int j = 0; j < LANES; j++) sums[j] = ALL(0.0f);                                     \
+        EACH(OPEN)                                                                               \
         for (int i = 0; i < inputs; i += LANES) {                                                \
-            vec a = CVEC(x + i), b = CVEC(x1 + i), c = CVEC(x2 + i), d = CVEC(x3 + i);           \
-            for (int o = 0; o < TILE; o++) {                                                     \
-                vec by = LOAD(w + o * inputs + i);                                               \
-                __builtin_prefetch(next + o * inputs + i);                                       \
-                sums[o] += a * by;                                                               \
-                sums[TILE + o] += b * by;                                                        \
-                sums[2 * TILE + o] += c * by;                                                    \
-                sums[3 * TILE + o] += d * by;                                                    \
-            }                                                                                    \
+            vec a = CVEC(x + i), b = CVEC(x1 + i), c = CVEC(x2 + i), d = CVEC(x3 + i), by;       \
+            EACH(TAKE, LOAD)                                                                     \
         }                                                                                        \
-        for (int n = LANES / 2; n > 0; n /= 2)                                                   \
-            for (int j = 0; j < n; j++) sums[j] = folded(sums[2 * j], sums[2 * j + 1]);          \
+        vec sums[LANES];                                                                         \
+        EACH(CLOSE)                                                                              \
+        FOLDED(sums)                                                                             \
         for (int r = 0; r < rows; r++)                                                           \
             for (int o = 0; o < TILE; o++) y[(i64)r * outputs + o] = sums[0][r * TILE + o];      \
     }
