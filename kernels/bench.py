@@ -15,14 +15,22 @@ from typing import Any
 
 import torch
 
-from community.kernels import bench_attention, bench_entmax, bench_quantized
+from community.kernels import (
+    bench_attention,
+    bench_entmax,
+    bench_experts,
+    bench_quantized,
+    bench_routing,
+)
 from community.kernels.backend import backend
 from community.kernels.timing import Case, Timing, timed, worst
 
 OPERATIONS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
     "attention": bench_attention.cases,
     "entmax": bench_entmax.cases,
+    "experts": bench_experts.cases,
     "quantized": bench_quantized.cases,
+    "routing": bench_routing.cases,
 }
 
 

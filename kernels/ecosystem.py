@@ -1,10 +1,13 @@
-"""Our attention in the models of transformers: `attn_implementation="community"`.
+"""Our attention and our experts in the models of transformers.
 
     register()
-    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="community")
+    model = AutoModelForCausalLM.from_pretrained(
+        name, attn_implementation="community", experts_implementation="community"
+    )
 
 A model's config may hold `attention_temperature`, one number or one for each head (below 1
-sharper, above 1 more relaxed), and `attention_sink`, True for softmax1.
+sharper, above 1 more relaxed), and `attention_sink`, True for softmax1. Experts are those of
+mixture-of-experts models: Mixtral, Qwen-MoE and the many that are built like them.
 """
 
 from __future__ import annotations
@@ -14,15 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import ACT2FN
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.masking_utils import sdpa_mask
 
 from community.kernels.attention import added, attention, reference
+from community.kernels.experts import ACTIVATIONS, expert_mlp
+from community.kernels.routing import arranged, combine, dispatch
 
 NAME = "community"
+# the activation functions of transformers that our experts have
+_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {
+    type(ACT2FN[name]): _NAMES.get(name, name) for name in (*ACTIVATIONS, *_NAMES) if name in ACT2FN
+}
 
 
 def register() -> None:
-    """Makes `attn_implementation="community"` known to transformers; again does no harm."""
+    """Makes `attn_implementation="community"` and `experts_implementation="community"` known to
+    transformers; again does no harm."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # bool masks, none where a flag will do
 
@@ -83,3 +97,36 @@ def _temperature(config: Any, query: Tensor) -> float | Tensor | None:
     if isinstance(given, list | tuple):
         return torch.tensor(given, dtype=torch.float32, device=query.device)
     return given
+
+
+def experts(
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The experts of a layer as transformers calls them: (N, D) -> (N, D), for the experts and
+    weights (N, k) that the model's own router chose.
+
+    Raises ValueError for experts with biases, a norm or a gate of their own, for activation
+    functions that `expert_mlp` does not know, and for experts spread over machines.
+    """
+    activation = _known(module)
+    up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
+    if module.is_transposed:
+        up, down = up.transpose(1, 2), down.transpose(1, 2)
+    chosen = arranged(top_k_index, top_k_weights, down.shape[0])
+    rows = dispatch(hidden_states.to(down.dtype), chosen)
+    out = combine(expert_mlp(rows, chosen.offsets, up, down, activation), chosen)
+    return out.to(hidden_states.dtype)
+
+
+def _known(module: Any) -> str:
+    """Our name of the experts' activation function. Raises ValueError for experts unknown here."""
+    name = f"experts_implementation={NAME!r} does not know"
+    for flag in ("has_bias", "has_post_expert_norm", "_is_expert_parallel"):
+        if getattr(module, flag):
+            raise ValueError(f"{name} {flag} of {type(module).__name__}; use 'grouped_mm'")
+    if module.has_gate and type(module)._apply_gate is not _default_apply_gate:
+        raise ValueError(f"{name} the gate of {type(module).__name__}; use 'grouped_mm'")
+    activation = _ACTIVATIONS.get(type(module.act_fn))
+    if activation is None:
+        raise ValueError(f"{name} {type(module.act_fn).__name__}; use 'grouped_mm'")
+    return activation

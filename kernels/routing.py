@@ -11,7 +11,7 @@ else and in float64 and float16.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,11 +64,13 @@ def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "so
     """
     check(logits, k, bias, scoring)
     wide = logits.float() if logits.dtype in _HALVES else logits
-    bias = None if bias is None else bias.detach().to(wide.dtype)
-    sigmoid = scoring == "sigmoid"
-    decide = _routed if _plain(wide) else _route
-    weights, *sorting = decide(wide, bias, k, sigmoid)
-    return Route(weights.to(logits.dtype), *sorting)
+    if bias is not None and (bias.dtype != wide.dtype or bias.requires_grad):
+        bias = bias.detach().to(wide.dtype)
+    decide = _routed if plain(wide) else _route
+    found = decide(wide, bias, k, scoring == "sigmoid")
+    if wide is logits:
+        return Route(*found)
+    return Route(found[0].to(logits.dtype), *found[1:])
 
 
 def reference(
@@ -101,7 +103,7 @@ def arranged(experts: Tensor, weights: Tensor, count: int) -> Route:
     if count < 1:
         raise ValueError(f"there must be at least one expert; got {count}")
     experts = experts.long()
-    sort = _order if _plain(experts) else _sort
+    sort = _order if plain(experts) else _sort
     return Route(weights, experts, *sort(experts, count))
 
 
@@ -129,7 +131,7 @@ def dispatch(x: Tensor, chosen: Route) -> Tensor:
     Differentiable, more than once. Raises ValueError for what does not fit.
     """
     _check_rows(x, chosen, chosen.weights.shape[0], "x")
-    move = _dispatched if _plain(x) else _dispatch
+    move = _dispatched if plain(x) else _dispatch
     return move(x, chosen.order, chosen.place, None)
 
 
@@ -141,7 +143,7 @@ def combine(rows: Tensor, chosen: Route) -> Tensor:
     """
     _check_rows(rows, chosen, chosen.weights.numel(), "rows")
     weights = chosen.weights.to(_wide(rows.dtype))
-    move = _combined if _plain(rows, weights) else _combine
+    move = _combined if plain(rows, weights) else _combine
     return move(rows, chosen.order, chosen.place, weights)
 
 
@@ -188,16 +190,16 @@ def _unfit(what: str) -> ValueError:
     return ValueError(f"{what} must be finite: there is NaN or infinity")
 
 
-def _unknown(x: Tensor) -> bool:
+def unknown(x: Tensor) -> bool:
     """Whether x has no values yet: it is being traced."""
     return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or traces: then a function is called in place of its operation,
     whose call alone costs as much as routing 500 tokens."""
     learning = torch.is_grad_enabled()
-    return not any((learning and x.requires_grad) or _unknown(x) for x in tensors)
+    return not any((learning and x.requires_grad) or unknown(x) for x in tensors)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -209,11 +211,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
     """Weights and experts (N, k), by a stable sort."""
-    if not _unknown(logits) and not logits.isfinite().all():
+    if not unknown(logits) and not logits.isfinite().all():
         raise _unfit("logits")
     keys = logits.detach()
     if bias is not None:
-        if not _unknown(bias) and not bias.isfinite().all():
+        if not unknown(bias) and not bias.isfinite().all():
             raise _unfit("bias")
         keys = (keys.sigmoid() if sigmoid else keys.softmax(-1)) + bias
     order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
@@ -226,7 +228,7 @@ def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple
 def _sorted(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """order, place and offsets."""
     flat = experts.reshape(-1)
-    if flat.numel() and not _unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
+    if flat.numel() and not unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
         raise ValueError(f"experts must lie between 0 and {count - 1}")
     order = torch.sort(flat, stable=True).indices
     place = torch.empty_like(order)
@@ -291,8 +293,7 @@ def _(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
     return logits.new_empty(n, k), *(logits.new_empty(s, **whole) for s in sizes)  # type: ignore
 
 
-@torch.library.custom_op("community::route_backward", mutates_args=())
-def _route_backward(
+def _unrouted(
     grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
 ) -> Tensor:
     run = kernels("routing") if logits.device.type == "cpu" else None
@@ -311,6 +312,9 @@ def _route_backward(
     return out
 
 
+_route_backward = torch.library.custom_op("community::route_backward", _unrouted, mutates_args=())
+
+
 @_route_backward.register_fake
 def _(grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool) -> Tensor:
     return logits.new_empty(logits.shape)
@@ -323,7 +327,8 @@ def _keep_route(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate_route(ctx, grad: Tensor, *_rest: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
-    return _route_backward(grad, *ctx.saved_tensors, ctx.sigmoid), None, None, None
+    back: Any = _unrouted if plain(grad) else _route_backward
+    return back(grad, *ctx.saved_tensors, ctx.sigmoid), None, None, None
 
 
 _route.register_autograd(_differentiate_route, setup_context=_keep_route)
@@ -375,14 +380,16 @@ def _(rows: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Ten
     return rows.new_empty(place.shape[0], rows.shape[1])
 
 
-@torch.library.custom_op("community::match", mutates_args=())
-def _match(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
+def _matched(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """dots[t, j] = x[t] . rows[place[t, j]], in float32 or float64"""
     dots = x.new_empty(place.shape, dtype=_wide(x.dtype))
     if _moved("match", x, (rows, place), dots, place.shape[0], place.shape[1]):
         return dots
     wide = x.to(dots.dtype).unsqueeze(1)
     return (wide * rows[place].to(dots.dtype)).sum(-1)
+
+
+_match = torch.library.custom_op("community::match", _matched, mutates_args=())
 
 
 @_match.register_fake
@@ -412,14 +419,16 @@ def _keep_move(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate_dispatch(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     x, order, place, weights = ctx.saved_tensors
-    gw = _match(x, grad, order, place) if ctx.needs_input_grad[3] else None
-    return _combine(grad, order, place, weights), None, None, gw
+    match, back = (_matched, _combined) if plain(grad) else (_match, _combine)
+    gw = match(x, grad, order, place) if ctx.needs_input_grad[3] else None
+    return back(grad, order, place, weights), None, None, gw
 
 
 def _differentiate_combine(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     rows, order, place, weights = ctx.saved_tensors
-    gw = _match(grad, rows, order, place) if ctx.needs_input_grad[3] else None
-    return _dispatch(grad, order, place, weights), None, None, gw
+    match, back = (_matched, _dispatched) if plain(grad) else (_match, _dispatch)
+    gw = match(grad, rows, order, place) if ctx.needs_input_grad[3] else None
+    return back(grad, order, place, weights), None, None, gw
 
 
 def _differentiate_match(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Our attention inside the models of transformers."""
+"""Our attention and our experts inside the models of transformers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from community.kernels import ecosystem
 from community.kernels.ecosystem import register
+from community.kernels.experts import expert_mlp
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -135,3 +149,162 @@ def test_what_is_not_supported_says_so() -> None:
     model.set_attn_implementation("community")
     with pytest.raises(ValueError, match="softcap"):
         model(**batch(model, None), softcap=3.0)
+
+
+# -- experts ---------------------------------------------------------------------------
+
+MOE = {**WIDE, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
+
+
+def qwen2_moe() -> Any:
+    return Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**MOE, num_experts=6, shared_expert_intermediate_size=24)
+    )
+
+
+def qwen3_moe() -> Any:
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE, num_experts=6, head_dim=8))
+
+
+def deepseek_v3() -> Any:
+    return DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **{**MOE, "num_key_value_heads": 4},
+            n_routed_experts=8,
+            n_group=2,
+            topk_group=1,
+            first_k_dense_replace=1,
+            q_lora_rank=16,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+        )
+    )
+
+
+def gemma4() -> Any:
+    """Experts with GELU."""
+    return Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            **{**MOE, "num_experts_per_tok": None},
+            head_dim=8,
+            global_head_dim=8,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            vocab_size_per_layer_input=50,
+            hidden_size_per_layer_input=8,
+        )
+    )
+
+
+def nemotron_h() -> Any:
+    """Experts without a gate."""
+    return NemotronHForCausalLM(
+        NemotronHConfig(
+            **{name: MOE[name] for name in MOE if name != "num_hidden_layers"},
+            layers_block_type=["attention", "moe", "attention", "moe"],
+            head_dim=8,
+            n_routed_experts=8,
+            moe_shared_expert_intermediate_size=24,
+        )
+    )
+
+
+MIXTURES = [mixtral, qwen2_moe, qwen3_moe, deepseek_v3, gemma4, nemotron_h]
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("make", MIXTURES)
+def test_experts_are_those_of_eager(make: Callable[[], Any], side: str | None) -> None:
+    model = make().eval()
+    for p in model.parameters():  # as they come some are zeros, and experts make no difference
+        torch.nn.init.normal_(p, std=0.1)
+    given = batch(model, side)
+    seen = given.get("attention_mask", torch.ones(3, 9)).bool()
+    found = []
+    for name in ("eager", "community"):
+        model.set_experts_implementation(name)
+        model.zero_grad()
+        logits = model(**given).logits[seen]
+        with torch.no_grad():  # without gradients it is another path
+            torch.testing.assert_close(model(**given).logits[seen], logits, atol=1e-4, rtol=0)
+        logits.log_softmax(-1)[..., 3].sum().backward()
+        found.append((logits, {n: p.grad for n, p in model.named_parameters()}))
+    (logits, grads), (ours, our_grads) = found
+    torch.testing.assert_close(ours, logits, atol=1e-4, rtol=0)
+    assert any("experts" in name and grad.any() for name, grad in grads.items() if grad is not None)
+    for name, theirs in grads.items():
+        if theirs is None:
+            assert our_grads[name] is None
+        else:
+            size = float(theirs.abs().max())
+            torch.testing.assert_close(our_grads[name], theirs, atol=1e-4 * size + 1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_our_experts_are_called(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def noted(*given: Any) -> torch.Tensor:
+        called.append(given[-1])
+        return expert_mlp(*given)
+
+    monkeypatch.setattr(ecosystem, "expert_mlp", noted)
+    model = make()
+    model(**batch(model, None))
+    assert not called
+    model.set_experts_implementation("community")
+    model(**batch(model, None))
+    acts = {"gemma4": "gelu_tanh", "nemotron_h": "relu2"}
+    layers = 1 if make is deepseek_v3 else 2
+    assert called == [acts.get(make.__name__, "silu")] * layers
+
+
+def test_the_config_chooses_our_experts() -> None:
+    config = MixtralConfig(**WIDE, num_local_experts=4)
+    model = MixtralForCausalLM._from_config(config, experts_implementation="community")
+    assert model.config._experts_implementation == "community"
+
+
+def test_training_steps_of_a_mixture() -> None:
+    losses = []
+    for name in ("eager", "community"):
+        torch.manual_seed(0)
+        model = mixtral().train()
+        model.set_experts_implementation(name)
+        steps = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        given = batch(model, "right")
+        for _ in range(5):
+            loss = model(**given).loss
+            loss.backward()
+            steps.step()
+            steps.zero_grad()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-3, rtol=1e-3)
+
+
+def test_a_mixture_in_bfloat16_generates() -> None:
+    model = qwen3_moe().eval().to(torch.bfloat16)
+    model.set_experts_implementation("community")
+    tokens = torch.randint(1, 50, (2, 5))
+    written = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert written.shape == (2, 13)
+
+
+def test_experts_that_are_not_supported_say_so() -> None:
+    heads = {"head_dim": 8, "num_local_experts": 4}
+    gpt_oss = GptOssForCausalLM(GptOssConfig(**WIDE, **heads))
+    gpt_oss.set_experts_implementation("community")
+    with pytest.raises(ValueError, match="has_bias of GptOssExperts; use 'grouped_mm'"):
+        gpt_oss(**batch(gpt_oss, None))
+    relu = MixtralForCausalLM(MixtralConfig(**WIDE, num_local_experts=4, hidden_act="relu"))
+    relu.set_experts_implementation("community")
+    with pytest.raises(ValueError, match="does not know ReLU"):
+        relu(**batch(relu, None))
+    spread = mixtral()
+    spread.set_experts_implementation("community")
+    spread.model.layers[0].mlp.experts._is_expert_parallel = True
+    with pytest.raises(ValueError, match="_is_expert_parallel"):
+        spread(**batch(spread, None))
