@@ -24,7 +24,7 @@ static double square_of(GLOBAL const float *restrict x, int n) {
     return total;
 }
 
-/* What gradients are multiplied by: never more than 1, and less where their norm is above `clip`. */
+/* What gradients are multiplied by: 1, and less where their norm is above `clip`. */
 static float clipping(GLOBAL const i64 *parts, int count, GLOBAL const float *gradients,
                       float clip) {
     double square = 0;
@@ -64,7 +64,7 @@ static void symmetric(GLOBAL const float *a, GLOBAL const float *b, int depth, i
 }
 
 /* x (rows, n) of norm 1 -> singular values near 1, by a quintic Newton-Schulz iteration. Returns
- * where it lies. memory: zeros, x, room as large as x, three squares. */
+ * where it lies. memory: a row of zeros, x, room as large as x, two squares. */
 static GLOBAL float *orthogonal(GLOBAL float *memory, int rows, int n) {
     const float first = 3.4445f, second = -4.7750f, third = 2.0315f;
     i64 stride = STRIDE(n);
@@ -95,6 +95,7 @@ static int muon(GLOBAL const i64 *parts, int count, GLOBAL float *weights,
     i64 stride = STRIDE(across), row = wide ? 1 : stride, column = wide ? stride : 1;
     GLOBAL float *x = memory + stride;
     double square = 0;
+    clear(memory, (along + 1) * stride); /* other matrices had other strides */
     for (int p = 0, before = 0; p < many; before += parts[p * FIELDS + COLUMNS], p++)
         for (int r = 0; r < rows; r++) {
             i64 at = parts[p * FIELDS + AT] + r * parts[p * FIELDS + APART];
