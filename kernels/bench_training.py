@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from community.kernels.backend import kernels
 from community.kernels.timing import Case
 from community.kernels.train import Trainer
