@@ -31,9 +31,9 @@
 /* -- vectors ------------------------------------------------------------------------ */
 
 static float sum_of(vec v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
-    return s;
+    float a = 0, b = 0, c = 0, d = 0; /* four sums wait less for each other than one */
+    for (int i = 0; i < LANES; i += 4) a += v[i], b += v[i + 1], c += v[i + 2], d += v[i + 3];
+    return (a + b) + (c + d);
 }
 
 /* The largest of n floats, n a multiple of LANES. */
