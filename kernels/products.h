@@ -95,11 +95,15 @@ static void clear(GLOBAL float *x, i64 n) {
         x##r += s * left;                                                                       \
         y##r += s * right;                                                                      \
     }
-#define CLOSE_1(r) VEC(c + r * cr) = x##r + (CVEC(init + r * ir) + CVEC(bias));
-#define CLOSE_2(r)                                                                              \
-    CLOSE_1(r)                                                                                  \
-    VEC(c + r * cr + LANES) = y##r + (CVEC(init + r * ir + LANES) + CVEC(bias + LANES));
-#define TILE(name, EACH, OPEN, LOAD, TAKE, CLOSE)                                               \
+#define CLOSE_1(r) VEC(c + r * cr) = x##r + (CVEC(init + r * ir) + low);
+#define CLOSE_2(r) CLOSE_1(r) VEC(c + r * cr + LANES) = y##r + (CVEC(init + r * ir + LANES) + high);
+#define BIAS_1                                                                                  \
+    vec low = ALL(0.0f);                                                                        \
+    if (bias) low = CVEC(bias);
+#define BIAS_2                                                                                  \
+    BIAS_1 vec high = ALL(0.0f);                                                                \
+    if (bias) high = CVEC(bias + LANES);
+#define TILE(name, EACH, OPEN, LOAD, TAKE, BIAS, CLOSE)                                         \
     INLINE void name(GLOBAL const float *a, i64 ar, i64 ak, GLOBAL const float *b, i64 br,      \
                      int depth, GLOBAL float *c, i64 cr, GLOBAL const float *init, i64 ir,      \
                      GLOBAL const float *bias) {                                                \
@@ -108,11 +112,11 @@ static void clear(GLOBAL float *x, i64 n) {
             LOAD                                                                                \
             EACH(TAKE)                                                                          \
         }                                                                                       \
-        EACH(CLOSE)                                                                             \
+        BIAS EACH(CLOSE)                                                                        \
     }
 #define TILES(rows, EACH)                                                                       \
-    TILE(tile_##rows##_1, EACH, OPEN_1, LOAD_1, TAKE_1, CLOSE_1)                                \
-    TILE(tile_##rows##_2, EACH, OPEN_2, LOAD_2, TAKE_2, CLOSE_2)
+    TILE(tile_##rows##_1, EACH, OPEN_1, LOAD_1, TAKE_1, BIAS_1, CLOSE_1)                        \
+    TILE(tile_##rows##_2, EACH, OPEN_2, LOAD_2, TAKE_2, BIAS_2, CLOSE_2)
 TILES(1, ONE)
 TILES(2, TWO)
 TILES(4, FOUR)
@@ -125,11 +129,13 @@ TILES(6, SIX)
 #endif
 
 /* c (rows, columns) = init + bias + a (rows, depth) b (depth, columns), in whole vectors: up to
- * UP(columns) columns of b, init and bias are read and of c written. `init` has rows `ir` apart. */
+ * UP(columns) columns of b, init and bias are read and of c written. `init` has rows `ir` apart.
+ * DEPTH rows of b for the columns of a tile stay in the nearest cache while all rows pass. */
+#define DEPTH 256
 #define WHILE(n, wide)                                                                          \
     for (; r + n <= rows; r += n)                                                               \
-        tile_##n##_##wide(a + r * ar, ar, ak, b + o, br, depth, c + r * cr + o, cr,             \
-                          init + r * ir + o, ir, bias + o);
+        tile_##n##_##wide(a + r * ar, ar, ak, b + o, br, part, c + r * cr + o, cr,              \
+                          init + r * ir + o, ir, bias ? bias + o : 0);
 #if LANES == 16
 #define COLUMN(wide) { i64 r = 0; WHILE(8, wide) WHILE(4, wide) WHILE(2, wide) WHILE(1, wide) }
 #else
@@ -138,9 +144,12 @@ TILES(6, SIX)
 INLINE void product(GLOBAL const float *a, i64 ar, i64 ak, GLOBAL const float *b, i64 br,
                     int depth, GLOBAL float *c, i64 cr, int rows, int columns,
                     GLOBAL const float *init, i64 ir, GLOBAL const float *bias) {
-    int o = 0;
-    for (; o + LANES < columns; o += 2 * LANES) COLUMN(2)
-    if (o < columns) COLUMN(1)
+    for (int k = 0; k == 0 || k < depth; k += DEPTH) {
+        int o = 0, part = MIN(DEPTH, depth - k);
+        for (; o + LANES < columns; o += 2 * LANES) COLUMN(2)
+        if (o < columns) COLUMN(1)
+        a += DEPTH * ak, b += DEPTH * br, init = c, ir = cr, bias = 0;
+    }
 }
 
 /* c = init + bias + a b. */
