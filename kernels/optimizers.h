@@ -48,17 +48,19 @@ static void adam(GLOBAL float *restrict w, GLOBAL const float *restrict gradient
     }
 }
 
-/* c = init + a^T b, which is known to be symmetric, (n, n): half of it is computed. */
+/* c = a^T b, which is known to be symmetric, (n, n): little more than half of it is computed, in
+ * eight bands at most, so that what a band loads serves many rows. */
 static void symmetric(GLOBAL const float *a, GLOBAL const float *b, int depth, int n,
                       GLOBAL float *c, GLOBAL const float *zero) {
     i64 stride = STRIDE(n);
-    for (int r = 0; r < n; r += TALL) {
+    int band = MAX(n / 8 / TALL, 1) * TALL;
+    for (int r = 0; r < n; r += band) {
         int from = r / LANES * LANES;
         multiply_turned(a + r, stride, b + from, stride, depth, c + r * stride + from, stride,
-                        MIN(TALL, n - r), n - from, zero, 0, zero);
+                        MIN(band, n - r), n - from, zero, 0, zero);
     }
     for (int r = LANES; r < n; r++) {
-        int end = r / TALL * TALL / LANES * LANES;
+        int end = r / band * band / LANES * LANES;
         for (int i = 0; i < end; i++) c[r * stride + i] = c[i * stride + r];
     }
 }
