@@ -21,6 +21,7 @@ from community.kernels import (
     bench_experts,
     bench_quantized,
     bench_routing,
+    bench_training,
 )
 from community.kernels.backend import backend
 from community.kernels.timing import Case, Timing, timed, worst
@@ -31,6 +32,7 @@ OPERATIONS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
     "experts": bench_experts.cases,
     "quantized": bench_quantized.cases,
     "routing": bench_routing.cases,
+    "training": bench_training.cases,
 }
 
 

@@ -6,32 +6,10 @@
  * tokens whose successor is to be learned ask, pass the MLP and reach the head.
  * `train_update` clips the gradients and applies AdamW and Muon.
  *
- * Weights are (inputs, outputs). Rows of a matrix lie a `stride` apart, an odd number of vectors,
- * so that a column falls into all sets of a cache; weights are zero from the last column to the
- * stride. Activations and gradients hold anything there, and no operation lets it reach a column.
+ * Weights are (inputs, outputs), and zero from the last column to the stride. Activations and
+ * gradients hold anything there, and no operation lets it reach a column.
  */
-#include "items.h"
-
-#ifdef __OPENCL_VERSION__
-#pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#define BITS(v) __builtin_astype((v), veci)
-#define FLOATS(v) __builtin_astype((v), vec)
-#define LOG(x) log((float)(x))
-#define ROOT(x) sqrt((float)(x))
-#else
-#define BITS(v) ((veci)(v))
-#define FLOATS(v) ((vec)(v))
-#define LOG(x) logf(x)
-#define ROOT(x) sqrtf(x)
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define UP(n) (((n) + LANES - 1) / LANES * LANES)
-#define STRIDE(n) (UP(n) + (UP(n) / LANES % 2 ? 0 : LANES))
-#define FOR_VECTORS(i, n) for (int i = 0; i < (n); i += LANES)
+#include "optimizers.h"
 
 enum { GELU_TANH, RELU, SILU }; /* in the order of ACTIVATIONS in gpt.py */
 
@@ -41,140 +19,6 @@ enum {
     SCALE_1, SHIFT_1, QUERY, QUERY_BIAS, KEYS, KEYS_BIAS, OUT, OUT_BIAS,
     SCALE_2, SHIFT_2, MIDDLE, MIDDLE_BIAS, DOWN, DOWN_BIAS, PARTS
 };
-
-/* -- vectors ------------------------------------------------------------------------ */
-
-static float sum_of(vec v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
-    return s;
-}
-
-/* The largest of n floats, n a multiple of LANES. */
-static float most(GLOBAL const float *x, int n) {
-    vec top = CVEC(x);
-    for (int i = LANES; i < n; i += LANES) {
-        vec v = CVEC(x + i);
-        top = PICK(v > top, v, top);
-    }
-    float best = top[0];
-    for (int i = 1; i < LANES; i++) best = top[i] > best ? top[i] : best;
-    return best;
-}
-
-/* e^x to 2 units in the last place; 0 below -87, where it is not a normal number, and for NaN.
- * x = n log 2 + r; adding 1.5 * 2^23 rounds n and leaves it in the low bits. */
-INLINE vec exponential(vec x) {
-    veci normal = x > ALL(-87.0f);
-    x = PICK(x < ALL(88.0f), x, ALL(88.0f));
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
-}
-
-static void copy(GLOBAL const float *from, GLOBAL float *to, i64 n) {
-    for (i64 i = 0; i < n; i++) to[i] = from[i];
-}
-
-static void clear(GLOBAL float *x, i64 n) {
-    for (i64 i = 0; i < n; i++) x[i] = 0;
-}
-
-/* -- products ----------------------------------------------------------------------- */
-
-/* A tile is some rows by one or two vectors of c = init + bias + a b, its sums in registers.
- * a[r][k] stands at a[r * ar + k * ak], so a may be read transposed; `init` may be c itself, and
- * comes last: the sum of a block of tokens is rounded less than one sum of all blocks. */
-#define ONE(f) f(0)
-#define TWO(f) ONE(f) f(1)
-#define FOUR(f) TWO(f) f(2) f(3)
-#define EIGHT(f) FOUR(f) f(4) f(5) f(6) f(7)
-#define OPEN_1(r) vec x##r = ALL(0.0f);
-#define OPEN_2(r) vec x##r = ALL(0.0f), y##r = ALL(0.0f);
-#define LOAD_1 vec left = CVEC(b + k * br);
-#define LOAD_2 LOAD_1 vec right = CVEC(b + k * br + LANES);
-#define TAKE_1(r) x##r += a[r * ar + k * ak] * left;
-#define TAKE_2(r)                                                                               \
-    {                                                                                           \
-        float s = a[r * ar + k * ak];                                                           \
-        x##r += s * left;                                                                       \
-        y##r += s * right;                                                                      \
-    }
-#define CLOSE_1(r) VEC(c + r * cr) = x##r + (CVEC(init + r * ir) + CVEC(bias));
-#define CLOSE_2(r)                                                                              \
-    CLOSE_1(r)                                                                                  \
-    VEC(c + r * cr + LANES) = y##r + (CVEC(init + r * ir + LANES) + CVEC(bias + LANES));
-#define TILE(name, EACH, OPEN, LOAD, TAKE, CLOSE)                                               \
-    INLINE void name(GLOBAL const float *a, i64 ar, i64 ak, GLOBAL const float *b, i64 br,      \
-                     int depth, GLOBAL float *c, i64 cr, GLOBAL const float *init, i64 ir,      \
-                     GLOBAL const float *bias) {                                                \
-        EACH(OPEN)                                                                              \
-        for (i64 k = 0; k < depth; k++) {                                                       \
-            LOAD                                                                                \
-            EACH(TAKE)                                                                          \
-        }                                                                                       \
-        EACH(CLOSE)                                                                             \
-    }
-#define TILES(rows, EACH)                                                                       \
-    TILE(tile_##rows##_1, EACH, OPEN_1, LOAD_1, TAKE_1, CLOSE_1)                                \
-    TILE(tile_##rows##_2, EACH, OPEN_2, LOAD_2, TAKE_2, CLOSE_2)
-TILES(1, ONE)
-TILES(2, TWO)
-TILES(4, FOUR)
-#if LANES == 16 /* with half as many registers, a tile of 4 is what they hold */
-#define TALL 8
-TILES(8, EIGHT)
-#else
-#define TALL 4
-#endif
-
-/* c (rows, columns) = init + bias + a (rows, depth) b (depth, columns), in whole vectors: up to
- * UP(columns) columns of b, init and bias are read and of c written. `init` has rows `ir` apart. */
-#define WHILE(n, wide)                                                                          \
-    for (; r + n <= rows; r += n)                                                               \
-        tile_##n##_##wide(a + r * ar, ar, ak, b + o, br, depth, c + r * cr + o, cr,             \
-                          init + r * ir + o, ir, bias + o);
-#if LANES == 16
-#define COLUMN(wide) { i64 r = 0; WHILE(8, wide) WHILE(4, wide) WHILE(2, wide) WHILE(1, wide) }
-#else
-#define COLUMN(wide) { i64 r = 0; WHILE(4, wide) WHILE(2, wide) WHILE(1, wide) }
-#endif
-INLINE void product(GLOBAL const float *a, i64 ar, i64 ak, GLOBAL const float *b, i64 br,
-                    int depth, GLOBAL float *c, i64 cr, int rows, int columns,
-                    GLOBAL const float *init, i64 ir, GLOBAL const float *bias) {
-    int o = 0;
-    for (; o + LANES < columns; o += 2 * LANES) COLUMN(2)
-    if (o < columns) COLUMN(1)
-}
-
-/* c = init + bias + a b. */
-static void multiply(GLOBAL const float *a, i64 ar, GLOBAL const float *b, i64 br, int depth,
-                     GLOBAL float *c, i64 cr, int rows, int columns, GLOBAL const float *init,
-                     i64 ir, GLOBAL const float *bias) {
-    product(a, ar, 1, b, br, depth, c, cr, rows, columns, init, ir, bias);
-}
-
-/* c = init + a^T b, a being (depth, rows): gradients of weights, and of keys and values. */
-static void multiply_turned(GLOBAL const float *a, i64 ak, GLOBAL const float *b, i64 br,
-                            int depth, GLOBAL float *c, i64 cr, int rows, int columns,
-                            GLOBAL const float *init, i64 ir, GLOBAL const float *zero) {
-    product(a, 1, ak, b, br, depth, c, cr, rows, columns, init, ir, zero);
-}
-
-/* to (columns, rows) = from (rows, columns) transposed. */
-static void turn(GLOBAL const float *from, i64 stride, int rows, int columns, GLOBAL float *to,
-                 i64 to_stride) {
-    for (int c = 0; c < columns; c++)
-        for (int r = 0; r < rows; r++) to[c * to_stride + r] = from[r * stride + c];
-}
 
 /* -- the model and its memory ------------------------------------------------------- */
 
@@ -205,12 +49,6 @@ typedef struct {
     GLOBAL float *x, *n, *q, *kv, *mixed, *y, *z, *middle, *active, *moments, *moments_2, *lse;
     GLOBAL float *xa, *na;
 } Layer;
-
-static GLOBAL float *taken(GLOBAL float **memory, i64 n) {
-    GLOBAL float *at = *memory;
-    *memory += n;
-    return at;
-}
 
 #define WEIGHT(m, at) ((m)->weights + (m)->places[at])
 #define TURNED(m, at) ((m)->turned + (m)->places[at])
@@ -254,7 +92,8 @@ static Model opened(GLOBAL const int *shape, float epsilon, float sharpness,
     m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
     m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.rms = shape[7];
     m.gated = shape[8], m.activation = shape[9], m.learned = shape[10];
-    m.silent = shape[11], m.rows = shape[12], m.span = shape[13], m.epsilon = epsilon, m.sharpness = sharpness;
+    m.silent = shape[11], m.rows = shape[12], m.span = shape[13];
+    m.epsilon = epsilon, m.sharpness = sharpness;
     m.mix = m.heads * m.size, m.kv = 2 * m.groups * m.size;
     m.middle = m.gated ? UP(m.hidden) + m.hidden : m.hidden;
     m.width_s = STRIDE(m.width), m.mix_s = STRIDE(m.mix), m.kv_s = STRIDE(m.kv);
@@ -341,7 +180,8 @@ INLINE void rotate(const Model *m, GLOBAL float *head, int where, int back) {
 }
 
 /* Turns queries (at q) and keys (at kv) of all sequences. */
-static void rotate_all(const Model *m, const Layer *l, GLOBAL float *q, GLOBAL float *kv, int back) {
+static void rotate_all(const Model *m, const Layer *l, GLOBAL float *q, GLOBAL float *kv,
+                       int back) {
     for (int s = 0; s < m->count; s++) {
         int first = first_query(m, l, s), row = query_row(m, l, s);
         for (int t = 0; t < m->length[s]; t++) {
@@ -760,125 +600,6 @@ KERNEL train_gradients(GLOBAL const int *shape, float epsilon, float sharpness,
 }
 
 /* -- the update --------------------------------------------------------------------- */
-
-/* A part of the weights that is one parameter, or some columns of one that Muon takes whole:
- * parts with the same matrix number stand side by side in it. */
-enum { AT, ROWS, COLUMNS, APART, MATRIX, FLIPPED, FIELDS };
-/* Numbers of a step, in the order of train.py. */
-enum { CLIP, ADAM_RATE, ADAM_KEEP, ADAM_ROOT, MUON_RATE, MUON_KEEP };
-#define REST_1 0.1f /* 1 - beta, which 1 - 0.9f is not */
-#define BETA_2 0.95f
-#define REST_2 0.05f
-#define EPSILON 1e-8f
-#define REST 0.05f /* 1 - momentum */
-#define SHORTEST 1e-7f
-
-static double square_of(GLOBAL const float *restrict x, int n) {
-    vec sum = ALL(0.0f);
-    int whole = n / LANES * LANES;
-    FOR_VECTORS(i, whole) sum += CVEC(x + i) * CVEC(x + i);
-    double total = sum_of(sum);
-    for (int i = whole; i < n; i++) total += x[i] * x[i];
-    return total;
-}
-
-/* What gradients are multiplied by: never more than 1, and less where their norm is above `clip`. */
-static float clipping(GLOBAL const i64 *parts, int count, GLOBAL const float *gradients,
-                      float clip) {
-    double square = 0;
-    for (int i = 0; i < count; i++, parts += FIELDS)
-        for (i64 r = 0; r < parts[ROWS]; r++)
-            square += square_of(gradients + parts[AT] + r * parts[APART], parts[COLUMNS]);
-    float by = clip / (ROOT(square) + 1e-6f);
-    return by > 1 ? 1 : by;
-}
-
-/* AdamW (Loshchilov and Hutter, 2019) on n numbers. */
-static void adam(GLOBAL float *restrict w, GLOBAL const float *restrict gradients,
-                 GLOBAL float *restrict mean, GLOBAL float *restrict square, int n, float by,
-                 GLOBAL const float *restrict rates) {
-    float keep = rates[ADAM_KEEP], rate = rates[ADAM_RATE], root = rates[ADAM_ROOT];
-    for (int i = 0; i < n; i++) {
-        float g = gradients[i] * by;
-        mean[i] += (g - mean[i]) * REST_1;
-        square[i] = square[i] * BETA_2 + g * g * REST_2;
-        w[i] = w[i] * keep - rate * (mean[i] / (ROOT(square[i]) / root + EPSILON));
-    }
-}
-
-/* c = init + a^T b, which is known to be symmetric, (n, n): half of it is computed. */
-static void symmetric(GLOBAL const float *a, GLOBAL const float *b, int depth, int n,
-                      GLOBAL float *c, GLOBAL const float *zero) {
-    i64 stride = STRIDE(n);
-    for (int r = 0; r < n; r += TALL) {
-        int from = r / LANES * LANES;
-        multiply_turned(a + r, stride, b + from, stride, depth, c + r * stride + from, stride,
-                        MIN(TALL, n - r), n - from, zero, 0, zero);
-    }
-    for (int r = LANES; r < n; r++) {
-        int end = r / TALL * TALL / LANES * LANES;
-        for (int i = 0; i < end; i++) c[r * stride + i] = c[i * stride + r];
-    }
-}
-
-/* x (rows, n) of norm 1 -> singular values near 1, by a quintic Newton-Schulz iteration. Returns
- * where it lies. memory: zeros, x, room as large as x, three squares. */
-static GLOBAL float *orthogonal(GLOBAL float *memory, int rows, int n) {
-    const float first = 3.4445f, second = -4.7750f, third = 2.0315f;
-    i64 stride = STRIDE(n);
-    GLOBAL float *zero = taken(&memory, stride), *x = taken(&memory, rows * stride);
-    GLOBAL float *other = taken(&memory, rows * stride), *gram = taken(&memory, n * stride);
-    GLOBAL float *twice = taken(&memory, n * stride);
-    for (int step = 0; step < 5; step++) {
-        symmetric(x, x, rows, n, gram, zero);
-        symmetric(gram, gram, n, n, twice, zero);
-        for (i64 i = 0; i < n * stride; i += LANES)
-            VEC(twice + i) = CVEC(twice + i) * third + CVEC(gram + i) * second;
-        for (i64 i = 0; i < rows * stride; i += LANES) VEC(other + i) = CVEC(x + i) * first;
-        multiply(x, stride, twice, stride, n, other, stride, rows, n, other, stride, zero);
-        GLOBAL float *old = x;
-        x = other, other = old;
-    }
-    return x;
-}
-
-/* Muon (Jordan et al., 2024) on the matrix that begins with part 0; returns the parts it has. */
-static int muon(GLOBAL const i64 *parts, int count, GLOBAL float *weights,
-                GLOBAL const float *gradients, GLOBAL float *means, float by,
-                GLOBAL const float *rates, GLOBAL float *memory) {
-    int rows = parts[ROWS], columns = 0, many = 0;
-    for (; many < count && parts[many * FIELDS + MATRIX] == parts[MATRIX]; many++)
-        columns += parts[many * FIELDS + COLUMNS];
-    int wide = columns > rows, across = wide ? rows : columns, along = wide ? columns : rows;
-    i64 stride = STRIDE(across), row = wide ? 1 : stride, column = wide ? stride : 1;
-    GLOBAL float *x = memory + stride;
-    double square = 0;
-    for (int p = 0, before = 0; p < many; before += parts[p * FIELDS + COLUMNS], p++)
-        for (int r = 0; r < rows; r++) {
-            i64 at = parts[p * FIELDS + AT] + r * parts[p * FIELDS + APART];
-            GLOBAL float *to = x + r * row + before * column;
-            for (int c = 0; c < parts[p * FIELDS + COLUMNS]; c++) {
-                float g = gradients[at + c] * by;
-                float mean = means[at + c] += (g - means[at + c]) * REST;
-                float ahead = mean - (mean - g) * REST;
-                to[c * column] = ahead;
-                square += ahead * ahead;
-            }
-        }
-    float norm = ROOT(square), scale = 1.0f / (norm > SHORTEST ? norm : SHORTEST);
-    for (i64 i = 0; i < along * stride; i++) x[i] *= scale;
-    x = orthogonal(memory, along, across);
-    float shape = parts[FLIPPED] ? (float)columns / rows : (float)rows / columns;
-    float rate = rates[MUON_RATE] * ROOT(shape > 1 ? shape : 1);
-    for (int p = 0, before = 0; p < many; before += parts[p * FIELDS + COLUMNS], p++)
-        for (int r = 0; r < rows; r++) {
-            GLOBAL float *w = weights + parts[p * FIELDS + AT] + r * parts[p * FIELDS + APART];
-            GLOBAL const float *from = x + r * row + before * column;
-            for (int c = 0; c < parts[p * FIELDS + COLUMNS]; c++)
-                w[c] = w[c] * rates[MUON_KEEP] - rate * from[c * column];
-        }
-    return many;
-}
 
 /* One step for `count` parts; `means` and `squares` are averages of earlier gradients. */
 KERNEL train_update(GLOBAL const i64 *parts, int count, GLOBAL const float *rates,

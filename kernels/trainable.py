@@ -1,0 +1,284 @@
+"""What train.c must know of a model of transformers: its sizes, and where its parameters lie.
+
+Nothing of transformers is imported here: a model is read through its `config` and parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from community.kernels.build import lanes
+from community.kernels.gpt import ACTIVATIONS, FIXED_TURNS, Unsupported
+
+QUERIES = 64  # of a head at a time, as in train.c
+LAYER = (  # parts of a layer, in the order of train.c
+    *("scale 1", "shift 1", "query", "query bias", "keys", "keys bias", "out", "out bias"),
+    *("scale 2", "shift 2", "middle", "middle bias", "down", "down bias"),
+)
+TURNED = ("embedding", "head", "query", "keys", "out", "middle", "down")  # read transposed too
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What train.c must know of a model; the first fields are its `shape`, in this order."""
+
+    layers: int
+    width: int
+    heads: int
+    groups: int  # heads of keys and values
+    size: int  # of a head
+    hidden: int
+    words: int
+    rms: bool
+    gated: bool
+    activation: int
+    learned: bool  # positions are learned, not rotary
+    silent: int = -1  # a word whose embedding does not learn from being read: torch's padding_idx
+    places: int = 0  # learned positions
+    tied: bool = True
+    epsilon: float = 1e-5
+    sharpness: float = 1.0  # what scores are multiplied by
+
+    @property
+    def mix(self) -> int:
+        """Columns of queries."""
+        return self.heads * self.size
+
+    @property
+    def kv(self) -> int:
+        """Columns of keys and values."""
+        return 2 * self.groups * self.size
+
+    @property
+    def middle(self) -> int:
+        """Columns of the MLP's first layer; of a gated one the gate first, in whole vectors."""
+        return _up(self.hidden) + self.hidden if self.gated else self.hidden
+
+    def parts(self) -> Iterator[tuple[str, int, int]]:
+        """(name, rows, columns) of everything that has weights, in the order of train.c."""
+        w, one = self.width, 1
+        yield from [("embedding", self.words, w), ("position", self.places, w)]
+        yield from [("head", 0 if self.tied else self.words, w), ("scale", one, w)]
+        yield "shift", one, w
+        rows = [one, one, w, one, w, one, self.mix, one, one, one, w, one, self.hidden, one]
+        columns = [w, w, self.mix, self.mix, self.kv, self.kv, w, w, w, w]
+        columns += [self.middle, self.middle, w, w]
+        for n in range(self.layers):
+            yield from [(f"{n} {p}", r, c) for p, r, c in zip(LAYER, rows, columns, strict=True)]
+
+    def room(self, rows: int, span: int) -> int:
+        """Floats of memory for blocks of `rows` tokens and sequences of `span`: see `opened`."""
+        width, mix, kv, middle, hidden, words, size, longest = map(
+            stride,
+            (self.width, self.mix, self.kv, self.middle, self.hidden, self.words, self.size, span),
+        )
+        layer = 4 * width + 2 * mix + kv + middle + hidden + 4 + self.heads
+        row = self.layers * layer + 7 * width + 2 + words + 2 * mix + kv + middle + hidden
+        head = (2 * self.size + 2 * QUERIES) * longest + (QUERIES + 2 * span) * size
+        return width + mix + kv + middle + words + longest + rows * row + head + lanes()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A parameter of torch, or some columns of it, within a part of the weights."""
+
+    name: str
+    first: int  # column of the parameter, as (inputs, outputs)
+    columns: int
+    at: int  # where in the weights
+    rows: int
+    stride: int
+    flipped: bool  # torch has it as (outputs, inputs)
+
+    def within(self, flat: Tensor) -> Tensor:
+        """Its place in weights, gradients or averages, (rows, columns)."""
+        return flat.as_strided((self.rows, self.columns), (self.stride, 1), self.at)
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """Its place in the parameter, (rows, columns)."""
+        matrix = parameter.detach().view(-1, parameter.shape[-1])
+        matrix = matrix.T if self.flipped else matrix
+        return matrix[:, self.first : self.first + self.columns]
+
+
+def _up(n: int) -> int:
+    return -(-n // lanes()) * lanes()
+
+
+def stride(n: int) -> int:
+    """Floats from one row of n to the next, an odd number of vectors: STRIDE in train.c."""
+    return _up(n) + (0 if _up(n) // lanes() % 2 else lanes())
+
+
+def lay_out(sizes: Sizes) -> tuple[dict[str, int], int]:
+    """Where every part begins, with room for it, transposed where needed; and the size of all."""
+    at, size = {}, 0
+    for name, rows, columns in sizes.parts():
+        at[name] = size
+        turned = columns * stride(rows) if name.split()[-1] in TURNED else 0
+        size += max(rows * stride(columns), turned)
+    return at, size
+
+
+# -- reading models --------------------------------------------------------------------
+
+# A parameter's name, its part, the columns of the parameter and the column of the part where
+# they stand, and whether torch has it as (outputs, inputs).
+Entry = tuple[str, str, int, int, int, bool]
+
+
+def read(model: nn.Module) -> tuple[Sizes, list[Piece], nn.Module | None]:
+    """What a model is, its parameters, and its rotary positions. Raises Unsupported."""
+    kind = type(model).__name__
+    if kind not in _FAMILIES:
+        raise Unsupported(f"{kind} is none of {', '.join(_FAMILIES)}")
+    parameters = dict(model.named_parameters())
+    for name, p in parameters.items():
+        if p.dtype != torch.float32 or p.device.type != "cpu" or not p.requires_grad:
+            raise Unsupported(f"{name} is not a trainable float32 parameter on the processor")
+    config: Any = model.config
+    if (config._attn_implementation or "eager") not in ("eager", "sdpa"):
+        raise Unsupported(f"attention {config._attn_implementation}")
+    sizes, entries = _FAMILIES[kind](config, parameters)
+    strange = set(parameters) - {name for name, *_ in entries}
+    if strange:
+        raise Unsupported(f"parameters that {kind} does not usually have: {min(strange)}")
+    rotary = None if sizes.learned else _rotary(model)
+    return sizes, list(_pieces(sizes, parameters, entries)), rotary
+
+
+def _pieces(
+    sizes: Sizes, parameters: dict[str, nn.Parameter], entries: list[Entry]
+) -> Iterator[Piece]:
+    at, _ = lay_out(sizes)
+    shapes = {name: (rows, columns) for name, rows, columns in sizes.parts()}
+    for name, part, first, columns, column, flipped in entries:
+        if name in parameters:
+            rows, all_columns = shapes[part]
+            apart = stride(all_columns)
+            yield Piece(name, first, columns, at[part] + column, rows, apart, flipped)
+
+
+def _gpt2(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list[Entry]]:
+    if config.add_cross_attention:
+        raise Unsupported("cross attention")
+    if config.scale_attn_by_inverse_layer_idx:
+        raise Unsupported("scale_attn_by_inverse_layer_idx")
+    if config.resid_pdrop or config.embd_pdrop or config.attn_pdrop:
+        raise Unsupported("dropout")
+    w, size = config.n_embd, config.n_embd // config.n_head
+    sizes = Sizes(
+        layers=config.n_layer,
+        width=w,
+        heads=config.n_head,
+        groups=config.n_head,
+        size=size,
+        hidden=config.n_inner or 4 * w,
+        words=config.vocab_size,
+        rms=False,
+        gated=False,
+        activation=_activation(config.activation_function),
+        learned=True,
+        places=config.n_positions,
+        tied="lm_head.weight" not in parameters,
+        epsilon=config.layer_norm_epsilon,
+        sharpness=size**-0.5 if config.scale_attn_weights else 1.0,
+    )
+    entries = [
+        _whole("transformer.wte.weight", "embedding", w),
+        _whole("transformer.wpe.weight", "position", w),
+        _whole("lm_head.weight", "head", w),
+        _whole("transformer.ln_f.weight", "scale", w),
+        _whole("transformer.ln_f.bias", "shift", w),
+    ]
+    for n in range(sizes.layers):
+        for kind, more in (("weight", ""), ("bias", " bias")):
+            at = f"transformer.h.{n}."
+            entries.append((f"{at}attn.c_attn.{kind}", f"{n} query{more}", 0, w, 0, False))
+            entries.append((f"{at}attn.c_attn.{kind}", f"{n} keys{more}", w, 2 * w, 0, False))
+            entries.append(_whole(f"{at}attn.c_proj.{kind}", f"{n} out{more}", w))
+            entries.append(_whole(f"{at}mlp.c_fc.{kind}", f"{n} middle{more}", sizes.hidden))
+            entries.append(_whole(f"{at}mlp.c_proj.{kind}", f"{n} down{more}", w))
+            norm = "shift" if more else "scale"
+            entries += [_whole(f"{at}ln_{i}.{kind}", f"{n} {norm} {i}", w) for i in (1, 2)]
+    return sizes, entries
+
+
+def _llama(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list[Entry]]:
+    if config.attention_dropout:
+        raise Unsupported("dropout")
+    w, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    sizes = Sizes(
+        layers=config.num_hidden_layers,
+        width=w,
+        heads=heads,
+        groups=groups,
+        size=config.head_dim,
+        hidden=config.intermediate_size,
+        words=config.vocab_size,
+        rms=True,
+        gated=True,
+        activation=_activation(config.hidden_act),
+        learned=False,
+        silent=-1 if config.pad_token_id is None else config.pad_token_id,
+        tied="lm_head.weight" not in parameters,
+        epsilon=config.rms_norm_eps,
+        sharpness=config.head_dim**-0.5,
+    )
+    if sizes.size % 2 or heads % groups:
+        raise Unsupported(f"{heads} heads of size {sizes.size} over {groups}")
+    keys, hidden = groups * sizes.size, sizes.hidden
+    entries = [
+        _whole("model.embed_tokens.weight", "embedding", w),
+        _whole("lm_head.weight", "head", w),
+        _whole("model.norm.weight", "scale", w),
+    ]
+    for n in range(sizes.layers):
+        at = f"model.layers.{n}."
+        entries.append(_whole(f"{at}input_layernorm.weight", f"{n} scale 1", w))
+        entries.append(_whole(f"{at}post_attention_layernorm.weight", f"{n} scale 2", w))
+        for kind, more in (("weight", ""), ("bias", " bias")):
+            for name, part, columns, column in (
+                ("self_attn.q_proj", "query", sizes.mix, 0),
+                ("self_attn.k_proj", "keys", keys, 0),
+                ("self_attn.v_proj", "keys", keys, keys),
+                ("self_attn.o_proj", "out", w, 0),
+                ("mlp.gate_proj", "middle", hidden, 0),
+                ("mlp.up_proj", "middle", hidden, _up(hidden)),
+                ("mlp.down_proj", "down", w, 0),
+            ):
+                flipped = kind == "weight"
+                name = f"{at}{name}.{kind}"
+                entries.append((name, f"{n} {part}{more}", 0, columns, column, flipped))
+    return sizes, entries
+
+
+_FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
+
+
+def _whole(name: str, part: str, columns: int) -> Entry:
+    """A parameter that is all of a part."""
+    return name, part, 0, columns, 0, False
+
+
+def _activation(name: str) -> int:
+    if name not in ACTIVATIONS:
+        raise Unsupported(f"activation {name}")
+    return ACTIVATIONS[name]
+
+
+def _rotary(model: nn.Module) -> nn.Module:
+    config: Any = model.config
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in FIXED_TURNS:
+        raise Unsupported(f"rotary positions of type {kind}")
+    rotary: Any = model.get_submodule("model.rotary_emb")
+    if len(rotary.inv_freq) * 2 != config.head_dim:
+        raise Unsupported("rotary positions for a part of the head")
+    module: nn.Module = rotary
+    return module
