@@ -8,7 +8,7 @@ time, as it is when it is played and recorded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,17 +91,13 @@ def read(conn: Connection, n: int, last: int) -> Iterator[Posed]:
     later = tasks.alias("later")
     again = exists().where(later.c.id == tasks.c.id, later.c.round > n, later.c.round <= last)
     held = exists().where(reserved.c.task == tasks.c.id)
-    own = (tasks.c[name] for name in ("row", "id", "prompt", "arena", "domain", "level", "split"))
-    query = select(*own, held, again).where(tasks.c.round == n).order_by(tasks.c.row)
-    for entry in conn.execute(query).all():
-        row, *said, split, is_held, is_again = _values(entry)
-        held_out = bool(is_held) or split != "train"
+    t = tasks.c
+    query = select(t.row, t.id, t.prompt, t.arena, t.domain, t.level, t.split)
+    query = query.add_columns(held.label("held"), again.label("again")).where(t.round == n)
+    for x in conn.execute(query.order_by(t.row)).all():
+        held_out, candidates = bool(x.held) or x.split != "train", of_task.pop(x.row, ())
         yield Posed(
-            *said,
-            round=n,
-            held_out=held_out,
-            again=bool(is_again),
-            candidates=of_task.pop(row, ()),
+            x.id, x.prompt, x.arena, x.domain, x.level, n, held_out, bool(x.again), candidates
         )
 
 
@@ -117,18 +113,12 @@ def _candidates(conn: Connection, n: int) -> dict[int, list[Candidate]]:
     read_by = _parents(conn, n, {i.row: i.id for i in given})
     found: dict[int, list[Candidate]] = defaultdict(list)
     for entry in given:
-        task, row, *said = _values(entry)
-        judged_by = judges.get(judged[row], ())
-        found[task].append(
-            Candidate(*said, world=world.get(row), judges=judged_by, parents=read_by.get(row, ()))
-        )
+        task, row, *said = tuple(entry)
+        known = (world.get(row), judges.get(judged[row], ()), read_by.get(row, ()))
+        found[task].append(Candidate._make((*said, *known)))
     for candidates in found.values():
         candidates.sort(key=lambda c: (c.place is None, c.place))
     return found
-
-
-def _values(entry: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(entry)
 
 
 def _verdicts(
