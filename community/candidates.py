@@ -1,18 +1,18 @@
 """Ledger -> tasks with the ideas that were candidates for them, a round at a time.
 
 What a dataset is made of: each idea with its place among the ideas of its task, what the
-world said of it, who judged it and what its author had read. One round is in memory at a
-time, as it is when it is played and recorded.
+world said of it and who judged it; what its author had read is looked up for those taken.
+One round is in memory at a time, as it is when it is played and recorded.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, exists, select
+from sqlalchemy import Connection, exists, select
 
 from community.rows import chunks, mapping_of
 from community.tables import ideas, parents, rankings, reserved, rounds, tasks, verdicts
@@ -21,8 +21,8 @@ from community.types import WORLD
 RIGHT = 0.5
 """From this score on the world's verdict says right."""
 
-_IDEA = ("id", "author", "checkpoint", "turn", "sample", "text", "answer", "failure", "tokens",
-         "logprob", "temperature", "top_p", "max_tokens", "samples")  # fmt: skip
+_IDEA = ("row", "id", "author", "checkpoint", "turn", "sample", "text", "answer", "failure",
+         "tokens", "logprob", "temperature", "top_p", "max_tokens", "samples")  # fmt: skip
 _RANKED = ("place", "strength", "low", "high", "comparisons", "component", "confidence",
            "supporters")  # fmt: skip
 
@@ -30,6 +30,7 @@ _RANKED = ("place", "strength", "low", "high", "comparisons", "component", "conf
 class Candidate(NamedTuple):
     """An idea and what became of it. What a ranking says is None where it was not ranked."""
 
+    row: int
     id: str
     author: str
     checkpoint: str
@@ -54,7 +55,6 @@ class Candidate(NamedTuple):
     supporters: int | None
     world: float | None  # the world's score; None where it was silent
     judges: Sequence[str]  # whoever else judged it, or its answer in another idea; sorted
-    parents: Sequence[str]  # ids of the ideas its author had read
 
     @property
     def right(self) -> bool | None:
@@ -103,19 +103,20 @@ def read(conn: Connection, n: int, last: int) -> Iterator[Posed]:
 
 def _candidates(conn: Connection, n: int) -> dict[int, list[Candidate]]:
     """Task row -> its candidates in order."""
-    same = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
-    columns = [ideas.c[name] for name in _IDEA] + [rankings.c[name] for name in _RANKED]
-    query = select(ideas.c.task, ideas.c.row, *columns).outerjoin(rankings, same)
+    query = select(ideas.c.task, *(ideas.c[name] for name in _IDEA))
     given = conn.execute(query.where(ideas.c.round == n).order_by(ideas.c.row)).all()
+    # no join: SQLite would look at all of a round's rankings for each of its ideas
+    query = select(rankings.c.idea, *(rankings.c[name] for name in _RANKED))
+    ranked = {idea: said for idea, *said in conn.execute(query.where(rankings.c.round == n))}
+    unranked = [None] * len(_RANKED)
     # peers compare one idea for all of its task that give the same answer
     judged = {i.row: (i.task, i.answer) if i.answer else i.row for i in given}
     world, judges = _verdicts(conn, n, judged)
-    read_by = _parents(conn, n, {i.row: i.id for i in given})
     found: dict[int, list[Candidate]] = defaultdict(list)
     for entry in given:
         task, row, *said = tuple(entry)
-        known = (world.get(row), judges.get(judged[row], ()), read_by.get(row, ()))
-        found[task].append(Candidate._make((*said, *known)))
+        known = (*ranked.get(row, unranked), world.get(row), judges.get(judged[row], ()))
+        found[task].append(Candidate._make((row, *said, *known)))
     for candidates in found.values():
         candidates.sort(key=lambda c: (c.place is None, c.place))
     return found
@@ -138,17 +139,18 @@ def _verdicts(
     return world, {what: tuple(sorted(names)) for what, names in judges.items()}
 
 
-def _parents(conn: Connection, n: int, id_of: Mapping[int, str]) -> dict[int, list[str]]:
-    """Idea row -> ids of what its author had read, in order; `id_of` are the round's own ids."""
-    query = (
-        select(parents.c.idea, parents.c.parent)
-        .join(ideas, ideas.c.row == parents.c.idea)
-        .where(ideas.c.round == n)
-        .order_by(parents.c.idea, parents.c.position)
-    )
-    links = conn.execute(query).all()
-    ids = dict(id_of)
-    for part in chunks({parent for _, parent in links} - ids.keys()):  # of earlier rounds
+def parents_of(conn: Connection, idea_rows: Iterable[int]) -> dict[int, list[str]]:
+    """Idea row -> ids of the ideas that its author had read, in order; none where there are none.
+
+    Ids are looked up once each: in a dense network a few ideas are read by all.
+    """
+    p = parents.c
+    links: list[tuple[int, int]] = []
+    for part in chunks(idea_rows):
+        query = select(p.idea, p.parent).where(p.idea.in_(part)).order_by(p.idea, p.position)
+        links += conn.execute(query).tuples()
+    ids: dict[int, str] = {}
+    for part in chunks({parent for _, parent in links}):
         ids |= mapping_of(conn, select(ideas.c.row, ideas.c.id).where(ideas.c.row.in_(part)))
     read_by: dict[int, list[str]] = defaultdict(list)
     for idea, parent in links:

@@ -88,10 +88,8 @@ def _head(
     if wanted.kind in SUFFIX:
         files = [{"split": s, "path": f"{s}.{SUFFIX[wanted.kind]}"} for s in _splits(counts)]
         facts["configs"] = [{"config_name": "default", "data_files": files}]
-        facts["dataset_info"] = {
-            "features": [_feature(*c) for c in columns_of(wanted.format, wanted.chat).items()],
-            "splits": [{"name": s, "num_examples": counts.rows[s]} for s in _splits(counts)],
-        }
+        features = [_feature(*c) for c in columns_of(wanted.format, wanted.chat).items()]
+        facts["dataset_info"] = {"features": features}
     return DatasetCardData(**facts)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -19,7 +20,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 from sqlalchemy import Connection, func, select
 
 from community import card
-from community.candidates import Posed, numbers, read
+from community.candidates import Posed, numbers, parents_of, read
 from community.dedup import Exact, Near, Overlap
 from community.errors import CommunityError, unknown
 from community.formats import FORMATS, Draft, columns_of, passes, row_of
@@ -93,12 +94,13 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
             rounds = numbers(conn, wanted.first, wanted.last)
             total = _ideas(conn, rounds)
             for n in rounds:
-                for draft in _drafts(conn, n, rounds[-1], wanted, counts):
-                    if fresh(draft):
-                        row = row_of(wanted.format, draft, wanted.chat)
-                        split = _split(draft.task, wanted)
-                        counts.add(split, draft, row)
-                        batches.add(split, row)
+                drafts = [d for d in _drafts(conn, n, rounds[-1], wanted, counts) if fresh(d)]
+                parents = parents_of(conn, (idea.row for d in drafts for idea in d.ideas))
+                for draft in drafts:
+                    row = row_of(wanted.format, draft, wanted.chat, parents)
+                    split = _split(draft.task.id, wanted.test, wanted.validation)
+                    counts.add(split, draft, row)
+                    batches.add(split, row)
                 listener(counts.ideas, total, counts.total)
     finally:
         batches.close()
@@ -164,12 +166,13 @@ class _Fresh:
         return ""
 
 
-def _split(task: Posed, wanted: Wanted) -> str:
+@lru_cache(maxsize=1)  # a task's rows follow each other
+def _split(task: str, test: float, validation: float) -> str:
     """The split of a task: it depends on the task alone, so that none is in two."""
-    place = seed_of("export", task.id) % 1_000_000 / 1_000_000
-    if place < wanted.test:
+    place = seed_of("export", task) % 1_000_000 / 1_000_000
+    if place < test:
         return "test"
-    return "validation" if place < wanted.test + wanted.validation else "train"
+    return "validation" if place < test + validation else "train"
 
 
 def _nothing(wanted: Wanted, counts: Counts) -> str:

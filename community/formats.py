@@ -19,6 +19,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 
 from community.candidates import Candidate, Posed
@@ -240,42 +242,35 @@ def columns_of(name: str, chat: bool) -> dict[str, Type]:
     return columns
 
 
-def row_of(name: str, draft: Draft, chat: bool) -> Row:
-    """The row of a draft: the columns of `columns_of`."""
-    form, task = FORMATS[name], draft.task
+def row_of(name: str, draft: Draft, chat: bool, parents: Mapping[int, Sequence[str]]) -> Row:
+    """The row of a draft: the columns of `columns_of`. `parents` are those of each idea's row."""
+    form, task, first = FORMATS[name], draft.task, draft.ideas[0]
     row: Row = dict(zip(form.texts, _texts(name, draft, chat), strict=True))
     if form.label:
         row["label"] = draft.label
     if form.answer:
-        row["answer"] = draft.ideas[0].answer
+        row["answer"] = first.answer
     if form.whole:
-        row |= {key: _plain(getattr(draft.ideas[0], key)) for key in ALL}
-    row |= {"task": task.id, "arena": task.arena, "domain": task.domain, "level": task.level,
-            "round": task.round}  # fmt: skip
+        row |= zip(ALL, _all(first), strict=True)
+    row |= zip(TASK, (task.id, task.arena, task.domain, task.level, task.round), strict=True)
     for side, idea in zip(form.sides, draft.ideas, strict=True):
-        row |= _provenance(side, idea)
+        author = f"{idea.author}@{idea.checkpoint}"
+        read = parents.get(idea.row, ())
+        values = (idea.id, author, *_scale(idea), idea.judges, idea.world, read)
+        row |= zip(_keys(side), values, strict=True)
+    for key, value in row.items():  # JSON has no nan and no infinity
+        if isinstance(value, float) and not math.isfinite(value):
+            row[key] = None
     return row
 
 
-def _provenance(side: str, idea: Candidate) -> Row:
-    return {
-        f"{side}idea": idea.id,
-        f"{side}author": f"{idea.author}@{idea.checkpoint}",
-        f"{side}strength": _plain(idea.strength),
-        f"{side}low": _plain(idea.low),
-        f"{side}high": _plain(idea.high),
-        f"{side}confidence": _plain(idea.confidence),
-        f"{side}supporters": idea.supporters,
-        f"{side}comparisons": idea.comparisons,
-        f"{side}judges": list(idea.judges),
-        f"{side}world": _plain(idea.world),
-        f"{side}parents": list(idea.parents),
-    }
+_all = attrgetter(*ALL)
+_scale = attrgetter("strength", "low", "high", "confidence", "supporters", "comparisons")
 
 
-def _plain(value: Any) -> Any:
-    """A value for JSON, which has no nan and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+@cache
+def _keys(side: str) -> tuple[str, ...]:
+    return tuple(side + key for key in IDEA)
 
 
 def _texts(name: str, draft: Draft, chat: bool) -> Sequence[Any]:
