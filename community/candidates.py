@@ -145,10 +145,10 @@ def parents_of(conn: Connection, idea_rows: Iterable[int]) -> dict[int, list[str
     Ids are looked up once each: in a dense network a few ideas are read by all.
     """
     p = parents.c
-    links: list[tuple[int, int]] = []
+    links: list[Any] = []
     for part in chunks(idea_rows):
         query = select(p.idea, p.parent).where(p.idea.in_(part)).order_by(p.idea, p.position)
-        links += conn.execute(query).tuples()
+        links += conn.execute(query)
     ids: dict[int, str] = {}
     for part in chunks({parent for _, parent in links}):
         ids |= mapping_of(conn, select(ideas.c.row, ideas.c.id).where(ideas.c.row.in_(part)))

@@ -97,7 +97,10 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Ledger:
-    return make_ledger(tmp_path / "ledger.db", rounds=6)
+    """Six rounds of all kinds of fields, and one whose ideas differ."""
+    ledger = make_ledger(tmp_path / "ledger.db", rounds=6)
+    ledger.record(round_of(7, {make_task(7, i): PLAIN for i in range(12)}))
+    return ledger
 
 
 # -- formats -------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def small(tmp_path: Path) -> Ledger:
 class TestFormats:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("chat", [False, True])
-    def test_columns_and_types(self, form: str, chat: bool, small: Ledger, tmp_path: Path) -> None:
+    def test_columns_and_types(self, form: str, chat: bool, tmp_path: Path) -> None:
         ledger = ledger_of(tmp_path, round_of(1, {make_task(1, i): PLAIN for i in range(3)}))
         _, rows = exported(ledger, tmp_path / "out", form, chat=chat)
         columns = columns_of(form, chat)
@@ -165,7 +168,7 @@ class TestFormats:
 
     def test_ideas_are_all_there_with_their_parents(self, small: Ledger, tmp_path: Path) -> None:
         counts, rows = exported(small, tmp_path / "out", "ideas")
-        given = {i.id: i for n in range(1, 7) for i in small.round(n).ideas}
+        given = {i.id: i for n in range(1, 8) for i in small.round(n).ideas}
         assert counts.ideas == len(rows) == len(given)
         for row in rows:
             idea = given[row["idea"]]
@@ -277,7 +280,7 @@ class TestFilters:
         assert (tmp_path / "out/README.md").read_text().count(reason)
 
     def test_no_rows_left_says_which_filter_dropped_how_many(self, tmp_path: Path) -> None:
-        with pytest.raises(CommunityError, match="no rows are left of 8 ideas.*strength 9: 3"):
+        with pytest.raises(CommunityError, match=r"no rows are left of 8 ideas.*strength 9: 3"):
             self.rows(tmp_path, choice=Choice(min_strength=9.0))
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
@@ -389,9 +392,11 @@ class TestFiles:
     @pytest.mark.parametrize("kind", ["jsonl", *(pytest.param(k, marks=needs_extra)
                                                  for k in ("parquet", "hf"))])  # fmt: skip
     def test_the_same_ledger_gives_the_same_bytes(self, kind: str, tmp_path: Path) -> None:
+        said = {make_task(7, i): PLAIN for i in range(12)}
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             with make_ledger(tmp_path / name / "ledger.db", rounds=6) as ledger:
+                ledger.record(round_of(7, said))
                 for form in FORMATS:
                     export(ledger, tmp_path / name / form, Wanted(form, kind=kind, test=0.3))
         for form in FORMATS:
