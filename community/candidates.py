@@ -148,7 +148,7 @@ def parents_of(conn: Connection, idea_rows: Iterable[int]) -> dict[int, list[str
     links: list[Any] = []
     for part in chunks(idea_rows):
         query = select(p.idea, p.parent).where(p.idea.in_(part)).order_by(p.idea, p.position)
-        links += conn.execute(query)
+        links += conn.execute(query).all()
     ids: dict[int, str] = {}
     for part in chunks({parent for _, parent in links}):
         ids |= mapping_of(conn, select(ideas.c.row, ideas.c.id).where(ideas.c.row.in_(part)))
