@@ -27,6 +27,7 @@ class Packaged:
     file: str
     stands_for: str  # the hub id of the same model
     line: str
+    license: str = ""  # as hubs write it
 
 
 PACKAGED = {
@@ -36,6 +37,7 @@ PACKAGED = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         stands_for="HuggingFaceTB/SmolLM2-135M-Instruct",
         line="SmolLM2-135M-Instruct, 4-bit, 94 MB, Apache-2.0",
+        license="apache-2.0",
     ),
 }
 

@@ -89,3 +89,32 @@ class Display:
         spent = monotonic() - self._since[min(finished)]
         left = spent / len(finished) * (self._of - self._n + 1)
         return f"  about {left / 60:.0f} min left" if left >= 90 else f"  about {left:.0f} s left"
+
+
+class Reading:
+    """How far a ledger was read and how many rows came of it, as one bar."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("ideas"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rows]:,} rows"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._ideas = self._bar.add_task("ideas", total=None, rows=0)
+
+    def __enter__(self) -> Reading:
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._bar.stop()
+
+    def read(self, ideas: int, of: int, rows: int) -> None:
+        self._bar.update(self._ideas, completed=ideas, total=of, rows=rows)

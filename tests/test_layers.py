@@ -26,7 +26,7 @@ MODULES = {
 }
 
 LAYERS: list[set[str]] = [
-    {"kernels", "types", "errors", "cache"},
+    {"kernels", "types", "errors", "extras", "cache"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
         *("ledger", "database", "tables", "rows", "audit", "lineage"),
@@ -34,7 +34,8 @@ LAYERS: list[set[str]] = [
     },
     {
         *("round", "members", "pool", "school", "parts", "experts", "folder"),
-        *("report", "figures", "findings", "plots", "export"),
+        *("report", "figures", "findings", "plots"),
+        *("export", "candidates", "formats", "wanted", "writers", "dedup", "card"),
     },
     {"run", "baselines", "study", "plan"},
     {"cli", "engine", "progress", "dashboard", "doctor", "__main__"},
@@ -63,6 +64,13 @@ TESTED_WITH: dict[str, str] = {
     "engine": "cli",
     "cache": "packaged",
     "folder": "run",
+    "candidates": "export",
+    "formats": "export",
+    "wanted": "export",
+    "writers": "export",
+    "dedup": "export",
+    "card": "export",
+    "extras": "export",
 }
 
 
