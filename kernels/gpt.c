@@ -34,7 +34,6 @@
 
 enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
 enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KINDS in gpt.py */
-#define LINE 64                   /* bytes that come from memory together */
 #ifndef GROUP
 #define GROUP 32 /* inputs that share a scale of int8 weights */
 #endif
@@ -135,7 +134,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 }
 
 /* A tile is some rows by one panel of floats: every weight that is loaded serves all its rows, from
- * registers. Meanwhile it has two lines an input on their way to the cache from `ahead` on. */
+ * registers. */
 #define ONE(f) f(0)
 #define TWO(f) f(0) f(1)
 #define FOUR(f) TWO(f) f(2) f(3)
@@ -153,13 +152,10 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
     static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
-                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
-                     GLOBAL const u8 *ahead) {                                                  \
+                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add) {            \
         EACH(OPEN)                                                                              \
         for (int i = 0; i < inputs; i++) {                                                      \
             vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
-            __builtin_prefetch(ahead + (i64)i * 2 * LINE);                                      \
-            __builtin_prefetch(ahead + (i64)i * 2 * LINE + LINE);                               \
             EACH(TAKE)                                                                          \
         }                                                                                       \
         EACH(CLOSE)                                                                             \
@@ -230,7 +226,6 @@ typedef struct {
     int slots; /* sequences that the cache has room for */
     int kind;  /* of the weights of products */
     int table; /* kind of the embeddings: FLOAT32 or BFLOAT16 */
-    int part;  /* rows that go through a layer together, at most */
     int whitened; /* queries and keys are normalised, head by head */
     int span;  /* tokens that a sequence may have, a multiple of LANES */
     int width_p, mix, mix_p, qkv_p, hidden_p, middle_p, words_p, size_p;
@@ -254,8 +249,8 @@ static Model opened(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL co
     m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
     m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.places = shape[7];
     m.rms = shape[8], m.gated = shape[9], m.activation = shape[10], m.learned = shape[11];
-    m.kind = shape[12], m.table = shape[13], m.part = shape[14], m.rows = shape[15];
-    m.slots = shape[16], m.whitened = shape[17], m.span = span, m.epsilon = epsilon, m.turns = turns;
+    m.whitened = shape[12], m.kind = shape[13], m.table = shape[14], m.rows = shape[15];
+    m.slots = shape[16], m.span = span, m.epsilon = epsilon, m.turns = turns;
     m.width_p = PADDED(m.width), m.hidden_p = PADDED(m.hidden), m.words_p = PADDED(m.words);
     m.mix = m.heads * m.size, m.mix_p = PADDED(m.mix) + WIDE, m.size_p = PADDED(m.size);
     m.qkv_p = PADDED(m.mix + 2 * m.groups * m.size);
@@ -287,27 +282,12 @@ static GLOBAL float *cached(const Model *m, int slot, int layer) {
 
 static int blocks_of(int tokens) { return (tokens + LANES - 1) / LANES; }
 
-/* What will be read soon: the cache of rows `row` to `end` in a layer. */
-typedef struct {
-    int row, end, layer;
-    i64 done; /* bytes of that row */
-} Errand;
-
-/* The next so many bytes of the errand; `otherwise` where it is done. */
-static GLOBAL const u8 *next_of(const Model *m, Errand *e, i64 bytes, GLOBAL const u8 *otherwise) {
-    if (e->row >= e->end) return otherwise;
-    GLOBAL const u8 *from = (GLOBAL const u8 *)cached(m, m->slot[e->row], e->layer) + e->done;
-    e->done += bytes;
-    if (e->done >= (i64)blocks_of(m->at[e->row] + 1) * chunks(m) * 4) e->row++, e->done = 0;
-    return from;
-}
-
 /* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p; y (rows, outputs) at stride y_p,
  * outputs a multiple of WIDE. At w: b, then the panels of W. Returns where the next weights lie:
  * the weights of a model stand in the order in which they are used. */
 static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, int inputs,
                                 GLOBAL const u8 *w, GLOBAL float *y, int y_p, int outputs, int rows,
-                                int add, Errand *errand) {
+                                int add) {
     GLOBAL const float *bias = FLOATS_AT(w);
     GLOBAL const u8 *panel = w + (i64)outputs * 4;
     i64 next = panel_bytes(m->kind, inputs);
@@ -320,12 +300,8 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
         if (m->kind != FLOAT32) unpack(panel, m->kind, inputs, m->panel), floats = m->panel;
         int r = 0;
 #define WHILE(n, tile)                                                                          \
-    for (; r + n <= rows; r += n) {                                                             \
-        GLOBAL const u8 *ahead = panel + next;                                                  \
-        if (r || m->part < m->rows) ahead = next_of(m, errand, inputs * 2 * LINE, ahead);       \
-        tile(x + (i64)r * x_p, x_p, inputs, bias + o, floats, y + (i64)r * y_p + o, y_p, add,   \
-             ahead);                                                                            \
-    }
+    for (; r + n <= rows; r += n)                                                               \
+        tile(x + (i64)r * x_p, x_p, inputs, bias + o, floats, y + (i64)r * y_p + o, y_p, add);
         FULL_TILE()
         WHILE(4, tile_of_4)
         WHILE(2, tile_of_2)
@@ -347,10 +323,10 @@ static void embed(const Model *m, int r) {
 }
 
 /* n = (x - mean) / deviation * scale + shift; RMSNorm takes 0 for the mean. */
-static GLOBAL const u8 *normed(const Model *m, GLOBAL const u8 *w, int first, int rows) {
+static GLOBAL const u8 *normed(const Model *m, GLOBAL const u8 *w, int rows) {
     GLOBAL const float *scale = FLOATS_AT(w), *shift = scale + m->width_p;
     int whole = m->width / LANES * LANES;
-    for (int r = first; r < first + rows; r++) {
+    for (int r = 0; r < rows; r++) {
         GLOBAL const float *x = m->x + (i64)r * m->width_p;
         GLOBAL float *n = m->n + (i64)r * m->width_p;
         float mean = 0;
@@ -406,8 +382,8 @@ static GLOBAL const u8 *ready(const Model *m, GLOBAL const u8 *w, Ready *how) {
 }
 
 /* Makes the queries and keys of a row ready and puts its keys and values into the cache. */
-static void keep(const Model *m, const Ready *how, int layer, int r, GLOBAL float *query) {
-    GLOBAL float *key = query + m->mix;
+static void keep(const Model *m, const Ready *how, int layer, int r) {
+    GLOBAL float *query = m->qkv + (i64)r * m->qkv_p, *key = query + m->mix;
     GLOBAL const float *value = key + m->groups * m->size;
     for (int h = 0; h < m->heads + m->groups; h++) {
         GLOBAL float *head = query + h * m->size;
@@ -472,8 +448,9 @@ static void blend(GLOBAL const float *shares, GLOBAL const float *values, int si
 }
 
 /* Softmax attention of a row over its own sequence up to itself. Queries come scaled. */
-static void attend(const Model *m, int layer, int r, GLOBAL const float *query,
-                   GLOBAL float *attended) {
+static void attend(const Model *m, int layer, int r) {
+    GLOBAL const float *query = m->qkv + (i64)r * m->qkv_p;
+    GLOBAL float *attended = m->attended + (i64)r * m->mix_p;
     int tokens = m->at[r] + 1, blocks = blocks_of(tokens), per = m->heads / m->groups;
     GLOBAL const float *keys = cached(m, m->slot[r], layer);
     for (int h = 0; h < m->heads; h++) {
@@ -506,55 +483,30 @@ static void activate(const Model *m, int rows) {
     }
 }
 
-/* Takes rows `first` to `first + rows` through a layer. While they are worked on, the cache that
- * `errand` names is fetched. */
-static GLOBAL const u8 *pass(const Model *m, GLOBAL const u8 *w, int layer, int first, int rows,
-                             Errand *errand, Errand later) {
-    GLOBAL float *x = m->x + (i64)first * m->width_p, *n = m->n + (i64)first * m->width_p;
-    w = normed(m, w, first, rows);
-    w = product(m, n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0, errand);
-    Ready how;
-    w = ready(m, w, &how);
-    for (int r = 0; r < rows; r++) keep(m, &how, layer, first + r, m->qkv + (i64)r * m->qkv_p);
-    for (int r = 0; r < rows; r++)
-        attend(m, layer, first + r, m->qkv + (i64)r * m->qkv_p, m->attended + (i64)r * m->mix_p);
-    *errand = later;
-    w = product(m, m->attended, m->mix_p, m->mix, w, x, m->width_p, m->width_p, rows, 1, errand);
-    w = normed(m, w, first, rows);
-    w = product(m, n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0,
-                errand);
-    activate(m, rows);
-    return product(m, m->middle, m->middle_p, m->hidden, w, x, m->width_p, m->width_p, rows, 1,
-                   errand);
-}
-
 /* Reads `rows` tokens into the cache and leaves what the head reads in m->n. Tokens of a sequence
  * must come in order, within a pass or over several. Returns the weights of the head. */
 static GLOBAL const u8 *forward(const Model *m, int rows) {
-    GLOBAL const u8 *w = m->blocks, *after = w;
-    Errand errand = {0, 0, 0, 0};
+    GLOBAL const u8 *w = m->blocks;
+    Ready how;
     for (int r = 0; r < rows; r++) embed(m, r);
-    for (int layer = 0; layer < m->layers; layer++, w = after)
-        for (int r = 0; r < rows; r += m->part) {
-            int end = r + m->part < rows ? r + m->part : rows, over = end == rows;
-            Errand later = {over ? 0 : end, 0, layer + over, 0};
-            later.end = later.row + m->part < rows ? later.row + m->part : rows;
-            if (later.layer == m->layers) later.end = 0;
-            if (m->part == m->rows) {
-                later.end = 0;
-                errand.row = 0, errand.layer = layer, errand.done = 0;
-                errand.end = rows < 8 ? rows : 8;
-            }
-            after = pass(m, w, layer, r, end - r, &errand, later);
-        }
-    return normed(m, w, 0, rows);
+    for (int layer = 0; layer < m->layers; layer++) {
+        w = normed(m, w, rows);
+        w = product(m, m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
+        w = ready(m, w, &how);
+        for (int r = 0; r < rows; r++) keep(m, &how, layer, r);
+        for (int r = 0; r < rows; r++) attend(m, layer, r);
+        w = product(m, m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
+        w = normed(m, w, rows);
+        w = product(m, m->n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0);
+        activate(m, rows);
+        w = product(m, m->middle, m->middle_p, m->hidden, w, m->x, m->width_p, m->width_p, rows, 1);
+    }
+    return normed(m, w, rows);
 }
 
 /* logits of what is in m->n. Padding has a bias of minus infinity in the head. */
 static void predict(const Model *m, GLOBAL const u8 *head, int rows) {
-    Errand nothing = {0, 0, 0, 0};
-    product(m, m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0,
-            &nothing);
+    product(m, m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0);
 }
 
 /* -- choosing ----------------------------------------------------------------------- */

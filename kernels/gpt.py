@@ -21,7 +21,6 @@ CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
 NEAR = 2**22  # floats of keys and values that stay near the processor: 16 MiB
 FEW = 24  # sequences that suffice to use what is loaded of the weights
 TILE = 8  # rows of the largest tile in gpt.c
-PART = 2**20  # bytes of a layer's weights that stay near: 1 MiB
 KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
 GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
@@ -54,13 +53,13 @@ class Layout:
     epsilon: float
     whitened: bool = False  # queries and keys are normalised, head by head
 
-    def numbers(self, places: int, kind: int, table: int, part: int, slots: int) -> Tensor:
+    def numbers(self, places: int, kind: int, table: int, slots: int) -> Tensor:
         """With as many positions as the table has now, the kinds of the weights and of the
-        embeddings, the rows that go through a layer together, and the sequences of a cache."""
+        embeddings, and the sequences that a cache has room for."""
         fields = (self.layers, self.width, self.heads, self.groups, self.size, self.hidden)
         more = (self.words, places, self.rms, self.gated, self.activation, self.learned)
-        most = (kind, table, part, ROWS, slots, self.whitened)
-        return torch.tensor([*fields, *more, *most], dtype=torch.int32)
+        kinds = (self.whitened, kind, table, ROWS, slots)
+        return torch.tensor([*fields, *more, *kinds], dtype=torch.int32)
 
     def room(self, span: int, slots: int) -> tuple[int, int]:
         """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
@@ -131,8 +130,6 @@ class LanguageModel:
         self._kind, self._table = KINDS.index(kind), int(half)
         packed = [_packed(part, self._kind, self._table) for part in parts]
         self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
-        layer = (len(self.weights) - sum(map(_size, tables))) // self.layout.layers
-        self._part = TILE if layer <= PART else ROWS
         self._rotary = None if self.layout.learned else _rotary(model)
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
@@ -251,9 +248,7 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            self.layout.numbers(
-                self._places, self._kind, self._table, self._part, memory.slots
-            ),
+            self.layout.numbers(self._places, self._kind, self._table, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
@@ -322,10 +317,6 @@ class LanguageModel:
         self._places = max(places, self.layout.places)
         angles = torch.arange(self._places).float()[:, None] * speeds
         self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
-
-
-def _size(weight: Tensor) -> int:
-    return weight.numel() * weight.element_size()
 
 
 def _ints(values: Any) -> Tensor:
