@@ -92,26 +92,21 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
 /* -- products with weights ---------------------------------------------------------- */
 
 /* Weights lie in panels of WIDE outputs: for each input, WIDE numbers side by side, as floats, as
- * bfloat16 (a word holds output o below and output o + LANES above) or as int8, where GROUP inputs
- * at a time follow their WIDE scales. They are the same floats in every path through here: a
+ * bfloat16 (a word holds output o below and output o + LANES above) or as int8 (a word holds both of
+ * an input, then both of the next), where GROUP inputs at a time follow their WIDE scales. They are the same floats in every path through here: a
  * product with int8 weights gives, bit for bit, what it gives with the floats they stand for. */
 #define LOW(words) FLOATS((words) << 16)
 #define HIGH(words) FLOATS((words) & -65536)
 #define WORDS(p) (*(GLOBAL const veci *)(p))
 #define FLOATS_AT(p) ((GLOBAL const float *)(p))
 
-#ifdef __OPENCL_VERSION__
-typedef char vec8 __attribute__((ext_vector_type(LANES), aligned(1)));
-#else
-typedef i8 vec8 __attribute__((vector_size(LANES), aligned(1), may_alias));
-#endif
-/* LANES int8 at p as floats. */
-#define SMALL(p)                                                                                \
-    __builtin_convertvector(__builtin_convertvector(*(GLOBAL const vec8 *)(p), veci), vec)
+/* Byte k of every word, as a float. */
+#define BYTES(words, k) __builtin_convertvector((words) << (24 - 8 * (k)) >> 24, vec)
 
 /* Bytes of a panel. */
 static i64 panel_bytes(int kind, int inputs) {
-    if (kind == INT8) return (i64)inputs * WIDE + (i64)((inputs + GROUP - 1) / GROUP) * WIDE * 4;
+    if (kind == INT8)
+        return ((i64)(inputs + 1) / 2 * 2 + (i64)(inputs + GROUP - 1) / GROUP * 4) * WIDE;
     return (i64)inputs * WIDE * (kind == FLOAT32 ? 4 : 2);
 }
 
@@ -128,8 +123,12 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
         for (int g = 0; g < inputs; g += GROUP) {
             vec low = CVEC(FLOATS_AT(from)), high = CVEC(FLOATS_AT(from) + LANES);
             from += WIDE * 4;
-            for (int i = g; i < g + GROUP && i < inputs; i++, from += WIDE, to += WIDE)
-                VEC(to) = SMALL(from) * low, VEC(to + LANES) = SMALL(from + LANES) * high;
+            for (int i = g; i < g + GROUP && i < inputs; i += 2, from += 2 * WIDE, to += 2 * WIDE) {
+                veci words = WORDS(from);
+                VEC(to) = BYTES(words, 0) * low, VEC(to + LANES) = BYTES(words, 1) * high;
+                VEC(to + WIDE) = BYTES(words, 2) * low;
+                VEC(to + WIDE + LANES) = BYTES(words, 3) * high;
+            }
         }
 }
 
@@ -189,8 +188,13 @@ TILE(tile_of_6, SIX)
     vec small##p = CVEC(FLOATS_AT(panel + p * next));                                           \
     vec great##p = CVEC(FLOATS_AT(panel + p * next) + LANES);
 #define INT_TAKE(p)                                                                             \
-    low##p += s * (SMALL(at + p * next) * small##p);                                            \
-    high##p += s * (SMALL(at + p * next + LANES) * great##p);
+    {                                                                                           \
+        veci words = WORDS(panel + p * next);                                                   \
+        low##p += s * (BYTES(words, 0) * small##p);                                             \
+        high##p += s * (BYTES(words, 1) * great##p);                                            \
+        low##p += t * (BYTES(words, 2) * small##p);                                             \
+        high##p += t * (BYTES(words, 3) * great##p);                                            \
+    }
 static void single(GLOBAL const float *x, int kind, int inputs, GLOBAL const float *bias,
                    GLOBAL const u8 *panel, GLOBAL float *y, int add) {
     i64 next = panel_bytes(kind, inputs);
@@ -208,12 +212,11 @@ static void single(GLOBAL const float *x, int kind, int inputs, GLOBAL const flo
     if (kind == INT8)
         for (int g = 0; g < inputs; g += GROUP) {
             FOUR(SCALES)
-            GLOBAL const u8 *at = panel += WIDE * 4;
-            for (int i = g; i < g + GROUP && i < inputs; i++, at += WIDE) {
-                float s = x[i];
+            panel += WIDE * 4;
+            for (int i = g; i < g + GROUP && i < inputs; i += 2, panel += 2 * WIDE) {
+                float s = x[i], t = i + 1 < inputs ? x[i + 1] : 0.0f;
                 FOUR(INT_TAKE)
             }
-            panel = at;
         }
     FOUR(PANEL_CLOSE)
 }

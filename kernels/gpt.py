@@ -399,15 +399,17 @@ def _halves(panels: Tensor) -> Tensor:
 
 
 def _bytes(panels: Tensor) -> Tensor:
-    """int8: for every GROUP inputs, the scales of the outputs, then the numbers."""
+    """int8: for every GROUP inputs, the scales of the outputs, then words of two inputs by the
+    outputs o and o + LANES."""
     count, inputs, wide = panels.shape
-    more = -inputs % GROUP
-    groups = nn.functional.pad(panels.float(), (0, 0, 0, more)).view(count, -1, GROUP, wide)
-    scales = groups.abs().amax(2) / 127
-    numbers = (groups / scales.clamp(min=1e-30)[:, :, None]).round().to(torch.int8)
-    scales = scales[:, :, None].contiguous().view(torch.uint8).view(count, -1, 4 * wide)
-    both = torch.cat([scales, numbers.view(torch.uint8).flatten(2)], 2).flatten(1)
-    return both[:, : both.shape[1] - more * wide].contiguous()
+    groups = nn.functional.pad(panels.float(), (0, 0, 0, -inputs % GROUP))
+    groups = groups.reshape(count, -1, GROUP, wide)
+    scales = groups.abs().amax(2, keepdim=True) / 127
+    numbers = (groups / scales.clamp(min=1e-30)).round().to(torch.int8)
+    words = numbers.reshape(count, -1, GROUP // 2, 4, wide // 2).transpose(-1, -2)
+    scales = scales.contiguous().view(torch.uint8).flatten(2)
+    packed = torch.cat([scales, words.contiguous().view(torch.uint8).flatten(2)], 2).flatten(1)
+    return packed[:, : packed.shape[1] - (-inputs % GROUP) // 2 * 2 * wide].contiguous()
 
 
 def _ready(factors: Tensor, turns: bool) -> Tensor:
