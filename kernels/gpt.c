@@ -514,9 +514,14 @@ static void predict(const Model *m, GLOBAL const u8 *head, int rows) {
 
 /* -- choosing ----------------------------------------------------------------------- */
 
-/* log P(word) under the model itself: temperature 1. */
-static float logprob_of(const Model *m, GLOBAL const float *logits, int word) {
-    float top = most(logits, m->words_p);
+/* How words are sampled; top_k 0, top_p 1 and min_p 0 cut nothing off. Temperature 0 is greedy. */
+typedef struct {
+    float temperature, top_p, min_p;
+    int top_k;
+} Taste;
+
+/* log P(word) under the model itself: temperature 1. `top` is the largest of the logits. */
+static float logprob_of(const Model *m, GLOBAL const float *logits, float top, int word) {
     return logits[word] - top - LOG(exponentials(logits, m->chances, m->words_p, top, 1.0f));
 }
 
@@ -543,44 +548,67 @@ static int among_all(const Model *m, double draw) {
     return m->words - 1;
 }
 
-/* The word at `draw` of the most probable ones that together first reach `top_p`. A word that has
- * less than an even share of what is cut off anyway is not among them, so few are sorted. */
-static int among_top(const Model *m, float top_p, double draw) {
+/* Moves the most probable words of a heap to its end, the first of them last: those that together
+ * first reach top_p, or top_k (and what is as probable as the last of them). Returns how many. */
+static int kept_of(const Model *m, const Taste *taste, int count) {
     GLOBAL const float *chances = m->chances;
     GLOBAL int *heap = m->heap;
-    float least = 0.5f * (1.0f - top_p) / m->words;
-    int count = 0, kept = 0;
-    for (int v = 0; v < m->words; v++)
-        if (chances[v] >= least) heap[count++] = v;
-    for (int i = count / 2 - 1; i >= 0; i--) sift(heap, chances, count, i);
-    /* the most probable word changes places with the heap's last: kept words fill from the end */
-    double sum = 0, total = 0, edge = 0;
-    int all = count;
+    double sum = 0;
+    float last = 0;
+    int kept = 0;
     for (; count; count--, kept++) {
         int word = heap[0];
         sum += chances[word];
-        if (kept && !((float)sum - chances[word] < top_p)) break;
-        total = sum;
+        if (kept && taste->top_k && kept >= taste->top_k && chances[word] < last) break;
+        if (kept && !taste->top_k && taste->top_p < 1 &&
+            !((float)sum - chances[word] < taste->top_p))
+            break;
+        last = chances[word];
         heap[0] = heap[count - 1], heap[count - 1] = word;
         sift(heap, chances, count - 1, 0);
+    }
+    return kept;
+}
+
+/* The word at `draw` of those that top_k, then top_p of what is left, then min_p let through, the
+ * most probable first. A word that has less than an even share of what top_p cuts off anyway, or
+ * less than min_p of the best, is never looked at, so few are sorted. */
+static int among_top(const Model *m, const Taste *taste, double draw) {
+    GLOBAL const float *chances = m->chances;
+    GLOBAL int *heap = m->heap;
+    float least = taste->min_p * most(chances, m->words_p);
+    float even = taste->top_k || taste->top_p >= 1 ? 0 : 0.5f * (1.0f - taste->top_p) / m->words;
+    if (least < even) least = even;
+    int all = 0;
+    for (int v = 0; v < m->words; v++)
+        if (chances[v] >= least) heap[all++] = v;
+    for (int i = all / 2 - 1; i >= 0; i--) sift(heap, chances, all, i);
+    int kept = kept_of(m, taste, all);
+    double sum = 0, total = 0, edge = 0;
+    for (int i = 0; i < kept; i++) total += chances[heap[all - 1 - i]];
+    if (taste->top_k && taste->top_p < 1) {
+        double limit = taste->top_p * total;
+        int i = 0;
+        for (; i < kept && (i == 0 || sum < limit); i++) sum += chances[heap[all - 1 - i]];
+        kept = i, total = sum;
     }
     for (int i = 0; i < kept; i++)
         if ((edge += chances[heap[all - 1 - i]]) > draw * total) return heap[all - 1 - i];
     return kept ? heap[all - kept] : m->words - 1;
 }
 
-/* Greedy at temperature 0, else top-p sampling; `draw` is uniform in [0, 1). */
-static int choose(const Model *m, GLOBAL const float *logits, float temperature, float top_p,
+/* The next word, for `draw` uniform in [0, 1). `top` is the largest of the logits. */
+static int choose(const Model *m, GLOBAL const float *logits, float top, const Taste *taste,
                   double draw) {
-    float top = most(logits, m->words_p);
-    if (temperature == 0) {
+    if (taste->temperature == 0) {
         for (int v = 0; v < m->words; v++)
             if (logits[v] == top) return v;
         return 0;
     }
-    float total = exponentials(logits, m->chances, m->words_p, top, 1.0f / temperature);
+    float total = exponentials(logits, m->chances, m->words_p, top, 1.0f / taste->temperature);
     for (int v = 0; v < m->words_p; v += LANES) VEC(m->chances + v) = CVEC(m->chances + v) / total;
-    return top_p >= 1 ? among_all(m, draw) : among_top(m, top_p, draw);
+    int whole = taste->top_p >= 1 && !taste->top_k && taste->min_p == 0;
+    return whole ? among_all(m, draw) : among_top(m, taste, draw);
 }
 
 /* -- kernels ------------------------------------------------------------------------ */
@@ -603,11 +631,13 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
                 float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
                 GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
                 GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
-                GLOBAL const double *draws, float temperature, float top_p, int longest, int end,
+                GLOBAL const double *draws, float temperature, float top_p, int top_k, float min_p,
+                int longest, int end,
                 GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob, int items) {
     FOR_ITEMS(item, items) {
         Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
                          notes + item * room[1]);
+        Taste taste = {temperature, top_p, min_p, top_k};
         GLOBAL const u8 *head = 0;
         int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
         for (int s = 0; s < count; s++) { /* read every prompt once */
@@ -638,8 +668,9 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
                 int s = m.live[a], all = first + s, last = starts[all + 1] - 1;
                 GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
                 double draw = temperature == 0 ? 0 : draws[(i64)all * longest + i];
-                int word = choose(&m, logits, temperature, top_p, draw);
-                logprob[all] += logprob_of(&m, logits, word);
+                float top = most(logits, m.words_p);
+                int word = choose(&m, logits, top, &taste, draw);
+                logprob[all] += logprob_of(&m, logits, top, word);
                 said[(i64)all * longest + i] = word, counts[all] = i + 1;
                 if (word == end || i + 1 == longest) continue;
                 if (where[last] + 1 + i >= m.places) {
@@ -681,7 +712,8 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const flo
                     for (int a = 0; a < asked; a++) {
                         int r = m.live[a], all = first + m.slot[r];
                         int word = tokens[starts[all] + m.at[r] + 1];
-                        logprob[all] += logprob_of(&m, m.logits + (i64)a * m.words_p, word);
+                        GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
+                        logprob[all] += logprob_of(&m, logits, most(logits, m.words_p), word);
                     }
                     rows = 0;
                 }

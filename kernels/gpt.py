@@ -143,17 +143,23 @@ class LanguageModel:
         end: int | None,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
     ) -> tuple[list[list[int]], list[float]]:
         """One answer per prompt, its end token included, and its log-probability (temperature 1).
 
         `draws` (R, max_tokens), uniform in [0, 1), decide what is sampled; at temperature 0 there
-        is nothing to decide. `positions` are 0, 1, 2, ... by default and go on by 1 a token.
+        is nothing to decide. What can be sampled is cut down in the order of transformers: the
+        `top_k` most probable tokens (0: all) and what is as probable as the last of them; of
+        these the most probable that together first reach `top_p`; of these what has at least
+        `min_p` times the chance of the best (Nguyen et al., arXiv 2407.01082).
+        `positions` are 0, 1, 2, ... by default and go on by 1 a token.
         Raises ValueError for what cannot be answered.
         """
         if max_tokens < 1 or not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError("max_tokens is at least 1 and temperature a number from 0 on")
-        if not top_p > 0:
-            raise ValueError("top_p is above 0")
+        if not (top_p > 0 and top_k >= 0 and 0 <= min_p <= 1):
+            raise ValueError("top_p is above 0, top_k 0 or more, and min_p from 0 to 1")
         places = self._checked(prompts, positions)
         if temperature == 0:
             draws = torch.zeros(len(prompts), max_tokens, dtype=torch.float64)
@@ -185,6 +191,8 @@ class LanguageModel:
                 draws[ids].double().contiguous(),
                 float(temperature),
                 float(top_p),
+                top_k,
+                float(min_p),
                 max_tokens,
                 -1 if end is None else end,
                 said,

@@ -19,7 +19,11 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MinPLogitsWarper,
     PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from community.agents.codec import CharacterCodec
@@ -172,6 +176,49 @@ def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> No
     assert any(len(a.tokens) < 12 for a in found)  # some reach the end
 
 
+TASTES: list[dict[str, Any]] = [
+    {"top_k": 4},
+    {"min_p": 0.1},
+    {"top_k": 9, "top_p": 0.6},
+    {"top_p": 0.9, "min_p": 0.2},
+    {"top_k": 12, "top_p": 0.8, "min_p": 0.05},
+    {"top_k": 1},
+    {"top_k": 10 * WORDS, "min_p": 1e-4},
+]
+
+
+def cut(logits: torch.Tensor, temperature: float, taste: dict[str, Any]) -> torch.Tensor:
+    """Chances (V) as the logits processors of transformers leave them, in their order."""
+    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
+    steps += [TopKLogitsWarper(taste["top_k"])] if "top_k" in taste else []
+    steps += [TopPLogitsWarper(taste["top_p"])] if "top_p" in taste else []
+    steps += [MinPLogitsWarper(taste["min_p"])] if "min_p" in taste else []
+    scores = logits[None]
+    for step in steps:
+        scores = step(None, scores)
+    return scores.softmax(-1)[0].double()
+
+
+@pytest.mark.parametrize("taste", TASTES, ids=str)
+def test_what_is_cut_off_is_what_transformers_cuts_off(
+    taste: dict[str, Any], backend: str
+) -> None:
+    """The first token of many samples, against chances sorted from the most probable on."""
+    model = llama()
+    asked = [p for p in prompts(4) for _ in range(40)]
+    draws = torch.rand(len(asked), 1, generator=torch.Generator().manual_seed(2)).double()
+    ours = LanguageModel(model, program(backend))
+    found, _ = ours.generate(asked, None, draws, 1, None, 1.5, **taste)
+    expected = []
+    for prompt, draw in zip(asked, draws[:, 0], strict=True):
+        chances, order = cut(logs(model, prompt)[-1], 1.5, taste).sort(descending=True)
+        place = torch.searchsorted(chances.cumsum(-1), draw * chances.sum(), right=True)
+        expected.append([int(order[place])])
+    same = sum(a == b for a, b in zip(found, expected, strict=True))
+    assert same >= 0.98 * len(asked)  # the rest are draws at an edge that rounding moves
+    assert taste == {"top_k": 1} or len({t[0] for t in found}) > 2
+
+
 @pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["plain", "restart"])
 def test_positions_of_the_codec(shape: Shape, backend: str) -> None:
     model, codec = tiny(shape)
@@ -300,6 +347,9 @@ BAD: dict[str, dict[str, Any]] = {
     "infinite temperature": {"temperature": float("inf")},
     "cold": {"temperature": -1.0},
     "top_p": {"top_p": float("nan")},
+    "top_k": {"top_k": -1},
+    "min_p": {"min_p": 1.5},
+    "min_p is no number": {"min_p": float("nan")},
     "no tokens": {"max_tokens": 0},
     "no draws": {"temperature": 1.0},
     "few draws": {"temperature": 1.0, "draws": torch.zeros(1, 3)},
