@@ -1,4 +1,4 @@
-"""GPT-2 and Llama models of transformers run by `gpt.c`: generation and scores in float32.
+"""GPT-2, Llama and models like it run by `gpt.c`: generation and scores in float32.
 
 Nothing of transformers is imported here: a model is read through its `config` and `state_dict`.
 """
@@ -93,7 +93,7 @@ class LanguageModel:
     """
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
-        """`model`: a GPT2LMHeadModel or LlamaForCausalLM on the processor; `program`: the kernels
+        """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor; `program`: the kernels
         of "gpt".
 
         `weights` are kept as "float32" (in half of the bytes where all of them are bfloat16
@@ -130,7 +130,7 @@ class LanguageModel:
         self._kind, self._table = KINDS.index(kind), int(half)
         packed = [_packed(part, self._kind, self._table) for part in parts]
         self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
-        self._rotary = None if self.layout.learned else _rotary(model)
+        self._rotary = None if self.layout.learned else _rotary(model, self.layout.size)
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
 
@@ -191,7 +191,7 @@ class LanguageModel:
                 draws[ids].double().contiguous(),
                 float(temperature),
                 float(top_p),
-                top_k,
+                min(top_k, self.layout.words),
                 float(min_p),
                 max_tokens,
                 -1 if end is None else end,
@@ -474,7 +474,7 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         width=config.hidden_size,
         heads=heads,
         groups=config.num_key_value_heads,
-        size=config.head_dim,
+        size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         hidden=config.intermediate_size,
         words=config.vocab_size,
         places=config.max_position_embeddings,
@@ -483,7 +483,14 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         activation=_activation(config.hidden_act),
         learned=False,
         epsilon=config.rms_norm_eps,
+        whitened="model.layers.0.self_attn.q_norm.weight" in state,
     )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise Unsupported("attention in a sliding window")
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "layer_types", None) is None:
+        raise Unsupported("attention in a sliding window")
+    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
     if layout.size % 2 or heads % layout.groups:
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
     nothing = torch.zeros(padded(layout.width))  # RMSNorm shifts by nothing
@@ -503,14 +510,21 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         middle = [linear(f"mlp.{name}_proj") for name in ("gate", "up")]
         middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
         parts += [*norm("input_layernorm"), _beside(attention)]
-        parts += [_ready(_sharpness(config, layout), True), Product(*linear("self_attn.o_proj"))]
+        parts += [_ready(_sharpness(config, layout), bool(turning[n]))]
+        if layout.whitened:
+            parts += [_floats(state.pop(f"{at}self_attn.{x}_norm.weight")) for x in "qk"]
+        parts += [Product(*linear("self_attn.o_proj"))]
         parts += [*norm("post_attention_layernorm"), _beside(middle)]
         parts += [Product(*linear("mlp.down_proj"))]
     parts += [_floats(state.pop("model.norm.weight")), nothing]
     return layout, [*parts, _head(state)]
 
 
-_FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
+_LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
+_FAMILIES = {
+    "GPT2LMHeadModel": _gpt2,
+    **{f"{name}ForCausalLM": _llama for name in _LIKE_LLAMA},
+}
 
 
 def _beside(layers: list[tuple[Tensor, Tensor]]) -> Product:
@@ -545,13 +559,13 @@ def _activation(name: str) -> int:
     return ACTIVATIONS[name]
 
 
-def _rotary(model: nn.Module) -> tuple[Tensor, float]:
+def _rotary(model: nn.Module, size: int) -> tuple[Tensor, float]:
     """Angles per position, (size / 2), and what cosine and sine are multiplied by."""
     config: Any = model.config
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in FIXED_TURNS:
         raise Unsupported(f"rotary positions of type {kind}")
     module: Any = model.get_submodule("model.rotary_emb")
-    if len(module.inv_freq) * 2 != config.head_dim:
+    if len(module.inv_freq) * 2 != size:
         raise Unsupported("rotary positions for a part of the head")
     return module.inv_freq.detach().float(), float(module.attention_scaling)

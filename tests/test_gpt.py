@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny_models import ARENA, RESTART, SHAPE, sums, tiny
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     MinPLogitsWarper,
     PreTrainedModel,
     TemperatureLogitsWarper,
@@ -85,9 +85,10 @@ def gpt2(**options: Any) -> PreTrainedModel:
     return sharp(GPT2LMHeadModel(GPT2Config(**{**shape, **IDS, **options})))
 
 
-def llama(**options: Any) -> PreTrainedModel:
+def llama(family: str = "llama", **options: Any) -> PreTrainedModel:
+    """Llama, or a family of the same build."""
     torch.manual_seed(0)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": WORDS,
         "hidden_size": 48,
         "intermediate_size": 52,
@@ -96,7 +97,8 @@ def llama(**options: Any) -> PreTrainedModel:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    return sharp(LlamaForCausalLM(LlamaConfig(**{**shape, **IDS, **options})))
+    config = AutoConfig.for_model(family, **{**shape, **IDS, **options})
+    return sharp(AutoModelForCausalLM.from_config(config))
 
 
 MODELS = {
@@ -110,6 +112,11 @@ MODELS = {
     "llama-temperature": lambda: llama(
         attn_implementation="community", attention_temperature=[0.5, 0.7, 1.0, 2.0]
     ),
+    "mistral": lambda: llama("mistral", sliding_window=None, head_dim=12),
+    "qwen2": lambda: llama("qwen2"),
+    "qwen3": lambda: llama("qwen3", head_dim=20),
+    "smollm3": lambda: llama("smollm3", no_rope_layers=[1, 0]),
+    "no positions": lambda: llama("smollm3", no_rope_layers=[0, 0]),
     "llama-3": lambda: llama(
         rope_parameters={
             "rope_type": "llama3",
@@ -320,6 +327,11 @@ NEOX = GPTNeoXConfig(
         (lambda: gpt2(attn_implementation="community", attention_sink=True), "attention_sink"),
         (lambda: gpt2(add_cross_attention=True), "cross attention"),
         (lambda: llama().double(), "float64"),
+        (lambda: llama("mistral", sliding_window=8, head_dim=12), "sliding window"),
+        (
+            lambda: llama("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "sliding window",
+        ),
         (
             lambda: llama(
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -327,7 +339,7 @@ NEOX = GPTNeoXConfig(
             "dynamic",
         ),
     ],
-    ids=["family", "activation", "sink", "cross", "double", "rotary"],
+    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary"],
 )
 def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):
