@@ -38,6 +38,8 @@ from community.agents.transformer import Shape
 from community.kernels import build, gpt
 from community.kernels.ecosystem import register
 from community.kernels.gpt import LanguageModel, Unsupported
+from community.models import find_model
+from community.packaged import weights as packaged
 from community.types import Decoding
 
 register()
@@ -153,8 +155,9 @@ def logs(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
     model = MODELS[name]()
     ours = LanguageModel(model, program(backend))
-    answers, logprobs = ours.generate(prompts(), None, None, 20, END)
-    for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
+    asked = prompts(6)
+    answers, logprobs = ours.generate(asked, None, None, 20, END)
+    for prompt, answer, logprob in zip(asked, answers, logprobs, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
@@ -250,10 +253,13 @@ def test_scores_are_those_of_torch(name: str, backend: str) -> None:
     assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-relu", "llama"])
-def test_a_row_is_the_same_in_every_batch(name: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("gpt2", "float32"), ("gpt2-relu", "bfloat16"), ("llama", "int8"), ("llama", "float32")],
+)
+def test_a_row_is_the_same_in_every_batch(name: str, weights: str, backend: str) -> None:
     """To the last bit: alone, beside others, in another order, in a block or the next one."""
-    ours = LanguageModel(MODELS[name](), program(backend))
+    ours = LanguageModel(MODELS[name](), program(backend), weights)
     asked = [p for p in prompts(30) for _ in range(4)]  # more than a block holds
     assert len(asked) > gpt.ROWS
     draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=10))
@@ -280,12 +286,15 @@ def test_blocks_of_several_threads_and_of_little_memory(monkeypatch: pytest.Monk
         assert found[0] == whole[0]
 
 
-def test_c_and_opencl_agree() -> None:
+@pytest.mark.parametrize("weights", gpt.KINDS)
+def test_c_and_opencl_agree(weights: str) -> None:
     asked = [p for p in prompts() for _ in range(5)]
     draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=16))
     for model in (gpt2(), llama()):
         both = [
-            LanguageModel(model, program(b)).generate(asked, None, draws, 16, END, 1.0, 0.95)
+            LanguageModel(model, program(b), weights).generate(
+                asked, None, draws, 16, END, 1.0, 0.95, 30, 0.01
+            )
             for b in ("c", "opencl")
         ]
         assert both[0][0] == both[1][0]
@@ -305,13 +314,110 @@ def test_new_weights_count_after_a_refresh() -> None:
     )
 
 
-def test_bfloat16_weights_are_computed_in_float32() -> None:
-    model = llama().bfloat16()
-    ours = LanguageModel(model, any_program()).score(prompts(), None, [1] * 14)
-    wide = score(model.float(), Numbers(), [(p[:1], p[1:]) for p in prompts() if p[1:]])
-    assert [s for s, p in zip(ours, prompts(), strict=True) if p[1:]] == pytest.approx(
-        wide, abs=1e-2
+def dequantised(weight: torch.Tensor) -> torch.Tensor:
+    """(inputs, outputs) as int8 with a scale for every GROUP inputs stands for it."""
+    groups = [
+        (part / (top := part.abs().amax(0) / 127).clamp(min=1e-30)).round() * top
+        for part in weight.float().split(gpt.GROUP)
+    ]
+    return torch.cat(groups)
+
+
+def rounded(model: PreTrainedModel, change: Any) -> PreTrainedModel:
+    """The model with every weight of a product changed; embeddings stay."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(change(module.weight.T).T)
+            elif "c_" in name and hasattr(module, "weight"):  # GPT-2's own layer
+                module.weight.copy_(change(module.weight))
+    return model
+
+
+WIDE = {"hidden_size": 160, "head_dim": 40, "intermediate_size": 333}  # more than one group
+STORED = {
+    "gpt2": lambda: gpt2(tie_word_embeddings=False, n_embd=140, n_inner=77),
+    "llama": lambda: llama(**WIDE),
+}
+CHANGES = {"int8": dequantised, "bfloat16": lambda weight: weight.bfloat16().float()}
+
+
+@pytest.mark.parametrize("weights", CHANGES)
+@pytest.mark.parametrize("name", STORED)
+def test_stored_weights_are_to_the_bit_the_floats_they_stand_for(
+    name: str, weights: str, backend: str
+) -> None:
+    model = STORED[name]()
+    if weights == "bfloat16":
+        torch.nn.Module.to(model.get_input_embeddings(), torch.bfloat16).float()
+        if name == "gpt2":
+            torch.nn.Module.to(model.transformer.wpe, torch.bfloat16).float()
+    small = LanguageModel(model, program(backend), weights)
+    plain = LanguageModel(rounded(model, CHANGES[weights]), program(backend))
+    if weights == "bfloat16":  # float32 keeps what is bfloat16 anyway in as many bytes
+        assert len(small.weights) == len(plain.weights)
+    else:
+        assert len(small.weights) < 0.5 * len(plain.weights)
+    for asked in (prompts(), prompts()[4:5]):
+        assert small.generate(asked, None, None, 12, None) == plain.generate(
+            asked, None, None, 12, None
+        )
+        assert small.score(asked, None, [1] * len(asked)) == plain.score(
+            asked, None, [1] * len(asked)
+        )
+
+
+def test_other_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="float32, bfloat16, int8"):
+        LanguageModel(llama(), any_program(), "int4")
+
+
+def test_vectors_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without AVX-512 have them; here both are compiled."""
+    if build.compiler() is None:
+        pytest.skip("no C compiler")
+    usual = {k: LanguageModel(STORED["llama"](), any_program(), k) for k in gpt.KINDS}
+    expected = {k: m.generate(prompts(), None, None, 12, END) for k, m in usual.items()}
+    monkeypatch.setattr(gpt, "lanes", lambda: 8)
+    narrow = build.CProgram("gpt", ("-DLANES=8",))
+    for kind, (tokens, logprobs) in expected.items():
+        ours = LanguageModel(STORED["llama"](), narrow, kind)
+        found = ours.generate(prompts(), None, None, 12, END)
+        assert found[0] == tokens
+        assert found[1] == pytest.approx(logprobs, abs=1e-3)
+
+
+def smollm2() -> PreTrainedModel:
+    if packaged("smollm2") is None:
+        pytest.skip("SmolLM2 is not installed")
+    model = AutoModelForCausalLM.from_pretrained(
+        find_model("packaged:smollm2"), dtype=torch.float32
     )
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_what_it_says_by_transformers() -> None:
+    model = smollm2()
+    ours = LanguageModel(model, any_program())
+    ids = torch.tensor([[504, 3575, 282, 4649, 314], [28, 284, 253, 1165, 282]])
+    answers, _ = ours.generate(ids.tolist(), None, None, 200, None)
+    for row, answer in zip(ids, answers, strict=True):
+        ones = torch.ones_like(row[None])
+        out = model.generate(
+            row[None],
+            attention_mask=ones,
+            max_new_tokens=200,
+            min_new_tokens=200,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert answer == out[0, 5:].tolist()
+    # what it says itself is what it knows best: int8 must know it nearly as well
+    whole = [[*row, *answer] for row, answer in zip(ids.tolist(), answers, strict=True)]
+    exact = ours.score(whole, None, [5, 5])
+    small = LanguageModel(model, any_program(), "int8").score(whole, None, [5, 5])
+    assert small == pytest.approx(exact, abs=0.05 * 200)
 
 
 NEOX = GPTNeoXConfig(
@@ -406,12 +512,13 @@ import torch
 import test_gpt as t
 from community.kernels.build import CProgram
 program = CProgram("gpt", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
-for make in t.MODELS.values():
-    ours = t.LanguageModel(make(), program)
+for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
+    ours = t.LanguageModel(make(), program, kind)
     asked = [p for p in t.prompts(30) for _ in range(4)]
     draws = torch.rand(len(asked), 9, dtype=torch.float64)
     for p in (1.0, 0.5):
         ours.generate(asked, None, draws, 9, t.END, 1.0, p)
+        ours.generate(asked, None, draws, 9, t.END, 1.0, p, 5, 0.1)
     ours.generate(asked[:1], None, None, 9, None)
     ours.score(asked, None, [1] * len(asked))
 print("clean")
