@@ -37,6 +37,8 @@ enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KIN
 #ifndef GROUP
 #define GROUP 32 /* inputs that share a scale of int8 weights */
 #endif
+#define NEAR 256 /* inputs whose part of a panel stays near while all rows pass: 32 KiB */
+enum { BIAS, BOTH, SUM }; /* what a product starts from: b, y + b or y */
 
 /* -- vectors ------------------------------------------------------------------------ */
 
@@ -139,15 +141,17 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 #define FOUR(f) TWO(f) f(2) f(3)
 #define SIX(f) FOUR(f) f(4) f(5)
 #define EIGHT(f) SIX(f) f(6) f(7)
-#define OPEN(r) vec low##r = CVEC(bias), high##r = CVEC(bias + LANES);
+#define OPEN(r)                                                                                 \
+    vec low##r = add ? CVEC(y + r * y_p) : CVEC(bias);                                          \
+    vec high##r = add ? CVEC(y + r * y_p + LANES) : CVEC(bias + LANES);                         \
+    if (add == BOTH) low##r += CVEC(bias), high##r += CVEC(bias + LANES);
 #define TAKE(r)                                                                                 \
     {                                                                                           \
         float s = x[r * x_p + i];                                                               \
         low##r += s * low;                                                                      \
         high##r += s * high;                                                                    \
     }
-#define CLOSE(r)                                                                                \
-    if (add) low##r += CVEC(y + r * y_p), high##r += CVEC(y + r * y_p + LANES);                 \
+#define CLOSE(r) \
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
     static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
@@ -171,9 +175,10 @@ TILE(tile_of_6, SIX)
 #endif
 
 /* One row by four panels at once, for a single sum would wait for each of its additions. */
-#define PANEL_OPEN(p) vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);
+#define PANEL_OPEN(p)                                                                           \
+    vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);                \
+    if (add) low##p = CVEC(y + p * WIDE) + low##p, high##p = CVEC(y + p * WIDE + LANES) + high##p;
 #define PANEL_CLOSE(p)                                                                          \
-    if (add) low##p += CVEC(y + p * WIDE), high##p += CVEC(y + p * WIDE + LANES);               \
     VEC(y + p * WIDE) = low##p, VEC(y + p * WIDE + LANES) = high##p;
 #define FLOAT_TAKE(p)                                                                           \
     low##p += s * CVEC(FLOATS_AT(panel + p * next) + i * WIDE);                                 \
@@ -298,19 +303,21 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
     if (rows == 1)
         for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
             single(x, m->kind, inputs, bias + o, panel, y + o, add);
-    for (; o < outputs; o += WIDE, panel += next) {
-        GLOBAL const float *floats = FLOATS_AT(panel);
-        if (m->kind != FLOAT32) unpack(panel, m->kind, inputs, m->panel), floats = m->panel;
-        int r = 0;
+    for (; o < outputs; o += WIDE, panel += next)
+        for (int i = 0; i < inputs; i += NEAR) {
+            int deep = inputs - i < NEAR ? inputs - i : NEAR, from = i ? SUM : add, r = 0;
+            GLOBAL const u8 *part = panel + panel_bytes(m->kind, i);
+            GLOBAL const float *floats = FLOATS_AT(part);
+            if (m->kind != FLOAT32) unpack(part, m->kind, deep, m->panel), floats = m->panel;
 #define WHILE(n, tile)                                                                          \
     for (; r + n <= rows; r += n)                                                               \
-        tile(x + (i64)r * x_p, x_p, inputs, bias + o, floats, y + (i64)r * y_p + o, y_p, add);
-        FULL_TILE()
-        WHILE(4, tile_of_4)
-        WHILE(2, tile_of_2)
-        WHILE(1, tile_of_1)
+        tile(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o, y_p, from);
+            FULL_TILE()
+            WHILE(4, tile_of_4)
+            WHILE(2, tile_of_2)
+            WHILE(1, tile_of_1)
 #undef WHILE
-    }
+        }
     return panel;
 }
 

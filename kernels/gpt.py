@@ -280,13 +280,15 @@ class LanguageModel:
         `more` tokens.
 
         Every step reads all that a block has cached: blocks are small enough for that to stay
-        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens).
+        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens), unless
+        the weights, which every step reads as well, are not near either.
         """
         if not order:
             return
         span = _span(max(map(len, rows)) + more)
         each = self.layout.token_floats() * span
-        most = max(1, min(ROWS, max(FEW, NEAR // each), CACHE // each))
+        few = FEW if self.weights.numel() <= 4 * NEAR else ROWS
+        most = max(1, min(ROWS, max(few, NEAR // each), CACHE // each))
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         slots = min(most, TILE * math.ceil(len(order) / count / TILE))
