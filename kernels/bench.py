@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from community.kernels import bench_attention
+from community.kernels import bench_attention, bench_generation
 from community.kernels.backend import backend
 from community.kernels.timing import Case, Timing, timed, worst
 
 OPERATIONS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
     "attention": bench_attention.cases,
+    "generation": bench_generation.cases,
 }
 
 

@@ -93,8 +93,8 @@ class LanguageModel:
     """
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
-        """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor; `program`: the kernels
-        of "gpt".
+        """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor;
+        `program`: the kernels of "gpt".
 
         `weights` are kept as "float32" (in half of the bytes where all of them are bfloat16
         anyway), "bfloat16", or "int8": symmetric, a scale for every 32 inputs of an output, the

@@ -35,9 +35,10 @@ from community.agents.decoding import (
     score_by_kernels,
 )
 from community.agents.transformer import Shape
-from community.kernels import build, gpt
+from community.kernels import bench_generation, build, gpt
 from community.kernels.ecosystem import register
 from community.kernels.gpt import LanguageModel, Unsupported
+from community.kernels.timing import worst
 from community.models import find_model
 from community.packaged import weights as packaged
 from community.types import Decoding
@@ -210,9 +211,7 @@ def cut(logits: torch.Tensor, temperature: float, taste: dict[str, Any]) -> torc
 
 
 @pytest.mark.parametrize("taste", TASTES, ids=str)
-def test_what_is_cut_off_is_what_transformers_cuts_off(
-    taste: dict[str, Any], backend: str
-) -> None:
+def test_what_is_cut_off_is_what_transformers_cuts_off(taste: dict[str, Any], backend: str) -> None:
     """The first token of many samples, against chances sorted from the most probable on."""
     model = llama()
     asked = [p for p in prompts(4) for _ in range(40)]
@@ -418,6 +417,16 @@ def test_a_real_model_says_what_it_says_by_transformers() -> None:
     exact = ours.score(whole, None, [5, 5])
     small = LanguageModel(model, any_program(), "int8").score(whole, None, [5, 5])
     assert small == pytest.approx(exact, abs=0.05 * 200)
+
+
+def test_the_benchmark_notices_a_wrong_token() -> None:
+    if bench_generation.kernels("gpt") is None:
+        pytest.skip("no kernels here")
+    case = next(bench_generation.cases("cpu", True))
+    assert worst(case) == 0
+    model = bench_generation.made(32)
+    asked, said = torch.randint(9, (2, bench_generation.PROMPT)), torch.full((2, 5), 3)
+    assert not torch.equal(bench_generation._best(model, asked, said, 1e-3), said)
 
 
 NEOX = GPTNeoXConfig(
