@@ -94,9 +94,10 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
 /* -- products with weights ---------------------------------------------------------- */
 
 /* Weights lie in panels of WIDE outputs: for each input, WIDE numbers side by side, as floats, as
- * bfloat16 (a word holds output o below and output o + LANES above) or as int8 (a word holds both of
- * an input, then both of the next), where GROUP inputs at a time follow their WIDE scales. They are the same floats in every path through here: a
- * product with int8 weights gives, bit for bit, what it gives with the floats they stand for. */
+ * bfloat16 (a word holds output o below and output o + LANES above) or as int8 (a word holds both
+ * of an input, then both of the next), where GROUP inputs at a time follow their WIDE scales. They
+ * are the same floats in every path through here: a product with int8 weights gives, bit for bit,
+ * what it gives with the floats they stand for. */
 #define LOW(words) FLOATS((words) << 16)
 #define HIGH(words) FLOATS((words) & -65536)
 #define WORDS(p) (*(GLOBAL const veci *)(p))
@@ -166,7 +167,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 TILE(tile_of_1, ONE)
 TILE(tile_of_2, TWO)
 TILE(tile_of_4, FOUR)
-#if LANES == 16 /* 32 registers */
+#if LANES == 16 && !defined(__OPENCL_VERSION__) /* 32 registers; PoCL is faster with six rows */
 TILE(tile_of_8, EIGHT)
 #define FULL_TILE(...) WHILE(8, tile_of_8)
 #else
