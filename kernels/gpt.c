@@ -34,10 +34,11 @@
 
 enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
 enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KINDS in gpt.py */
-#define LINE 64                   /* bytes that come from memory together */
 #ifndef GROUP
 #define GROUP 32 /* inputs that share a scale of int8 weights */
 #endif
+#define NEAR 256 /* inputs whose part of a panel stays near while all rows pass: 32 KiB */
+enum { BIAS, BOTH, SUM }; /* what a product starts from: b, y + b or y */
 
 /* -- vectors ------------------------------------------------------------------------ */
 
@@ -93,26 +94,22 @@ static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float t
 /* -- products with weights ---------------------------------------------------------- */
 
 /* Weights lie in panels of WIDE outputs: for each input, WIDE numbers side by side, as floats, as
- * bfloat16 (a word holds output o below and output o + LANES above) or as int8, where GROUP inputs
- * at a time follow their WIDE scales. They are the same floats in every path through here: a
- * product with int8 weights gives, bit for bit, what it gives with the floats they stand for. */
+ * bfloat16 (a word holds output o below and output o + LANES above) or as int8 (a word holds both
+ * of an input, then both of the next), where GROUP inputs at a time follow their WIDE scales. They
+ * are the same floats in every path through here: a product with int8 weights gives, bit for bit,
+ * what it gives with the floats they stand for. */
 #define LOW(words) FLOATS((words) << 16)
 #define HIGH(words) FLOATS((words) & -65536)
 #define WORDS(p) (*(GLOBAL const veci *)(p))
 #define FLOATS_AT(p) ((GLOBAL const float *)(p))
 
-#ifdef __OPENCL_VERSION__
-typedef char vec8 __attribute__((ext_vector_type(LANES), aligned(1)));
-#else
-typedef i8 vec8 __attribute__((vector_size(LANES), aligned(1), may_alias));
-#endif
-/* LANES int8 at p as floats. */
-#define SMALL(p)                                                                                \
-    __builtin_convertvector(__builtin_convertvector(*(GLOBAL const vec8 *)(p), veci), vec)
+/* Byte k of every word, as a float. */
+#define BYTES(words, k) __builtin_convertvector((words) << (24 - 8 * (k)) >> 24, vec)
 
 /* Bytes of a panel. */
 static i64 panel_bytes(int kind, int inputs) {
-    if (kind == INT8) return (i64)inputs * WIDE + (i64)((inputs + GROUP - 1) / GROUP) * WIDE * 4;
+    if (kind == INT8)
+        return ((i64)(inputs + 1) / 2 * 2 + (i64)(inputs + GROUP - 1) / GROUP * 4) * WIDE;
     return (i64)inputs * WIDE * (kind == FLOAT32 ? 4 : 2);
 }
 
@@ -129,37 +126,40 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
         for (int g = 0; g < inputs; g += GROUP) {
             vec low = CVEC(FLOATS_AT(from)), high = CVEC(FLOATS_AT(from) + LANES);
             from += WIDE * 4;
-            for (int i = g; i < g + GROUP && i < inputs; i++, from += WIDE, to += WIDE)
-                VEC(to) = SMALL(from) * low, VEC(to + LANES) = SMALL(from + LANES) * high;
+            for (int i = g; i < g + GROUP && i < inputs; i += 2, from += 2 * WIDE, to += 2 * WIDE) {
+                veci words = WORDS(from);
+                VEC(to) = BYTES(words, 0) * low, VEC(to + LANES) = BYTES(words, 1) * high;
+                VEC(to + WIDE) = BYTES(words, 2) * low;
+                VEC(to + WIDE + LANES) = BYTES(words, 3) * high;
+            }
         }
 }
 
 /* A tile is some rows by one panel of floats: every weight that is loaded serves all its rows, from
- * registers. Meanwhile it has two lines an input on their way to the cache from `ahead` on. */
+ * registers. */
 #define ONE(f) f(0)
 #define TWO(f) f(0) f(1)
 #define FOUR(f) TWO(f) f(2) f(3)
 #define SIX(f) FOUR(f) f(4) f(5)
 #define EIGHT(f) SIX(f) f(6) f(7)
-#define OPEN(r) vec low##r = CVEC(bias), high##r = CVEC(bias + LANES);
+#define OPEN(r)                                                                                 \
+    vec low##r = add ? CVEC(y + r * y_p) : CVEC(bias);                                          \
+    vec high##r = add ? CVEC(y + r * y_p + LANES) : CVEC(bias + LANES);                         \
+    if (add == BOTH) low##r += CVEC(bias), high##r += CVEC(bias + LANES);
 #define TAKE(r)                                                                                 \
     {                                                                                           \
         float s = x[r * x_p + i];                                                               \
         low##r += s * low;                                                                      \
         high##r += s * high;                                                                    \
     }
-#define CLOSE(r)                                                                                \
-    if (add) low##r += CVEC(y + r * y_p), high##r += CVEC(y + r * y_p + LANES);                 \
+#define CLOSE(r) \
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
     static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
-                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
-                     GLOBAL const u8 *ahead) {                                                  \
+                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add) {            \
         EACH(OPEN)                                                                              \
         for (int i = 0; i < inputs; i++) {                                                      \
             vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
-            __builtin_prefetch(ahead + (i64)i * 2 * LINE);                                      \
-            __builtin_prefetch(ahead + (i64)i * 2 * LINE + LINE);                               \
             EACH(TAKE)                                                                          \
         }                                                                                       \
         EACH(CLOSE)                                                                             \
@@ -167,7 +167,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 TILE(tile_of_1, ONE)
 TILE(tile_of_2, TWO)
 TILE(tile_of_4, FOUR)
-#if LANES == 16 /* 32 registers */
+#if LANES == 16 && !defined(__OPENCL_VERSION__) /* 32 registers; PoCL is faster with six rows */
 TILE(tile_of_8, EIGHT)
 #define FULL_TILE(...) WHILE(8, tile_of_8)
 #else
@@ -176,9 +176,10 @@ TILE(tile_of_6, SIX)
 #endif
 
 /* One row by four panels at once, for a single sum would wait for each of its additions. */
-#define PANEL_OPEN(p) vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);
+#define PANEL_OPEN(p)                                                                           \
+    vec low##p = CVEC(bias + p * WIDE), high##p = CVEC(bias + p * WIDE + LANES);                \
+    if (add) low##p = CVEC(y + p * WIDE) + low##p, high##p = CVEC(y + p * WIDE + LANES) + high##p;
 #define PANEL_CLOSE(p)                                                                          \
-    if (add) low##p += CVEC(y + p * WIDE), high##p += CVEC(y + p * WIDE + LANES);               \
     VEC(y + p * WIDE) = low##p, VEC(y + p * WIDE + LANES) = high##p;
 #define FLOAT_TAKE(p)                                                                           \
     low##p += s * CVEC(FLOATS_AT(panel + p * next) + i * WIDE);                                 \
@@ -193,8 +194,13 @@ TILE(tile_of_6, SIX)
     vec small##p = CVEC(FLOATS_AT(panel + p * next));                                           \
     vec great##p = CVEC(FLOATS_AT(panel + p * next) + LANES);
 #define INT_TAKE(p)                                                                             \
-    low##p += s * (SMALL(at + p * next) * small##p);                                            \
-    high##p += s * (SMALL(at + p * next + LANES) * great##p);
+    {                                                                                           \
+        veci words = WORDS(panel + p * next);                                                   \
+        low##p += s * (BYTES(words, 0) * small##p);                                             \
+        high##p += s * (BYTES(words, 1) * great##p);                                            \
+        low##p += t * (BYTES(words, 2) * small##p);                                             \
+        high##p += t * (BYTES(words, 3) * great##p);                                            \
+    }
 static void single(GLOBAL const float *x, int kind, int inputs, GLOBAL const float *bias,
                    GLOBAL const u8 *panel, GLOBAL float *y, int add) {
     i64 next = panel_bytes(kind, inputs);
@@ -212,12 +218,11 @@ static void single(GLOBAL const float *x, int kind, int inputs, GLOBAL const flo
     if (kind == INT8)
         for (int g = 0; g < inputs; g += GROUP) {
             FOUR(SCALES)
-            GLOBAL const u8 *at = panel += WIDE * 4;
-            for (int i = g; i < g + GROUP && i < inputs; i++, at += WIDE) {
-                float s = x[i];
+            panel += WIDE * 4;
+            for (int i = g; i < g + GROUP && i < inputs; i += 2, panel += 2 * WIDE) {
+                float s = x[i], t = i + 1 < inputs ? x[i + 1] : 0.0f;
                 FOUR(INT_TAKE)
             }
-            panel = at;
         }
     FOUR(PANEL_CLOSE)
 }
@@ -230,7 +235,6 @@ typedef struct {
     int slots; /* sequences that the cache has room for */
     int kind;  /* of the weights of products */
     int table; /* kind of the embeddings: FLOAT32 or BFLOAT16 */
-    int part;  /* rows that go through a layer together, at most */
     int whitened; /* queries and keys are normalised, head by head */
     int span;  /* tokens that a sequence may have, a multiple of LANES */
     int width_p, mix, mix_p, qkv_p, hidden_p, middle_p, words_p, size_p;
@@ -254,8 +258,8 @@ static Model opened(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL co
     m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
     m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.places = shape[7];
     m.rms = shape[8], m.gated = shape[9], m.activation = shape[10], m.learned = shape[11];
-    m.kind = shape[12], m.table = shape[13], m.part = shape[14], m.rows = shape[15];
-    m.slots = shape[16], m.whitened = shape[17], m.span = span, m.epsilon = epsilon, m.turns = turns;
+    m.whitened = shape[12], m.kind = shape[13], m.table = shape[14], m.rows = shape[15];
+    m.slots = shape[16], m.span = span, m.epsilon = epsilon, m.turns = turns;
     m.width_p = PADDED(m.width), m.hidden_p = PADDED(m.hidden), m.words_p = PADDED(m.words);
     m.mix = m.heads * m.size, m.mix_p = PADDED(m.mix) + WIDE, m.size_p = PADDED(m.size);
     m.qkv_p = PADDED(m.mix + 2 * m.groups * m.size);
@@ -287,27 +291,12 @@ static GLOBAL float *cached(const Model *m, int slot, int layer) {
 
 static int blocks_of(int tokens) { return (tokens + LANES - 1) / LANES; }
 
-/* What will be read soon: the cache of rows `row` to `end` in a layer. */
-typedef struct {
-    int row, end, layer;
-    i64 done; /* bytes of that row */
-} Errand;
-
-/* The next so many bytes of the errand; `otherwise` where it is done. */
-static GLOBAL const u8 *next_of(const Model *m, Errand *e, i64 bytes, GLOBAL const u8 *otherwise) {
-    if (e->row >= e->end) return otherwise;
-    GLOBAL const u8 *from = (GLOBAL const u8 *)cached(m, m->slot[e->row], e->layer) + e->done;
-    e->done += bytes;
-    if (e->done >= (i64)blocks_of(m->at[e->row] + 1) * chunks(m) * 4) e->row++, e->done = 0;
-    return from;
-}
-
 /* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p; y (rows, outputs) at stride y_p,
  * outputs a multiple of WIDE. At w: b, then the panels of W. Returns where the next weights lie:
  * the weights of a model stand in the order in which they are used. */
 static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, int inputs,
                                 GLOBAL const u8 *w, GLOBAL float *y, int y_p, int outputs, int rows,
-                                int add, Errand *errand) {
+                                int add) {
     GLOBAL const float *bias = FLOATS_AT(w);
     GLOBAL const u8 *panel = w + (i64)outputs * 4;
     i64 next = panel_bytes(m->kind, inputs);
@@ -315,23 +304,21 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
     if (rows == 1)
         for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
             single(x, m->kind, inputs, bias + o, panel, y + o, add);
-    for (; o < outputs; o += WIDE, panel += next) {
-        GLOBAL const float *floats = FLOATS_AT(panel);
-        if (m->kind != FLOAT32) unpack(panel, m->kind, inputs, m->panel), floats = m->panel;
-        int r = 0;
+    for (; o < outputs; o += WIDE, panel += next)
+        for (int i = 0; i < inputs; i += NEAR) {
+            int deep = inputs - i < NEAR ? inputs - i : NEAR, from = i ? SUM : add, r = 0;
+            GLOBAL const u8 *part = panel + panel_bytes(m->kind, i);
+            GLOBAL const float *floats = FLOATS_AT(part);
+            if (m->kind != FLOAT32) unpack(part, m->kind, deep, m->panel), floats = m->panel;
 #define WHILE(n, tile)                                                                          \
-    for (; r + n <= rows; r += n) {                                                             \
-        GLOBAL const u8 *ahead = panel + next;                                                  \
-        if (r || m->part < m->rows) ahead = next_of(m, errand, inputs * 2 * LINE, ahead);       \
-        tile(x + (i64)r * x_p, x_p, inputs, bias + o, floats, y + (i64)r * y_p + o, y_p, add,   \
-             ahead);                                                                            \
-    }
-        FULL_TILE()
-        WHILE(4, tile_of_4)
-        WHILE(2, tile_of_2)
-        WHILE(1, tile_of_1)
+    for (; r + n <= rows; r += n)                                                               \
+        tile(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o, y_p, from);
+            FULL_TILE()
+            WHILE(4, tile_of_4)
+            WHILE(2, tile_of_2)
+            WHILE(1, tile_of_1)
 #undef WHILE
-    }
+        }
     return panel;
 }
 
@@ -347,10 +334,10 @@ static void embed(const Model *m, int r) {
 }
 
 /* n = (x - mean) / deviation * scale + shift; RMSNorm takes 0 for the mean. */
-static GLOBAL const u8 *normed(const Model *m, GLOBAL const u8 *w, int first, int rows) {
+static GLOBAL const u8 *normed(const Model *m, GLOBAL const u8 *w, int rows) {
     GLOBAL const float *scale = FLOATS_AT(w), *shift = scale + m->width_p;
     int whole = m->width / LANES * LANES;
-    for (int r = first; r < first + rows; r++) {
+    for (int r = 0; r < rows; r++) {
         GLOBAL const float *x = m->x + (i64)r * m->width_p;
         GLOBAL float *n = m->n + (i64)r * m->width_p;
         float mean = 0;
@@ -406,8 +393,8 @@ static GLOBAL const u8 *ready(const Model *m, GLOBAL const u8 *w, Ready *how) {
 }
 
 /* Makes the queries and keys of a row ready and puts its keys and values into the cache. */
-static void keep(const Model *m, const Ready *how, int layer, int r, GLOBAL float *query) {
-    GLOBAL float *key = query + m->mix;
+static void keep(const Model *m, const Ready *how, int layer, int r) {
+    GLOBAL float *query = m->qkv + (i64)r * m->qkv_p, *key = query + m->mix;
     GLOBAL const float *value = key + m->groups * m->size;
     for (int h = 0; h < m->heads + m->groups; h++) {
         GLOBAL float *head = query + h * m->size;
@@ -472,8 +459,9 @@ static void blend(GLOBAL const float *shares, GLOBAL const float *values, int si
 }
 
 /* Softmax attention of a row over its own sequence up to itself. Queries come scaled. */
-static void attend(const Model *m, int layer, int r, GLOBAL const float *query,
-                   GLOBAL float *attended) {
+static void attend(const Model *m, int layer, int r) {
+    GLOBAL const float *query = m->qkv + (i64)r * m->qkv_p;
+    GLOBAL float *attended = m->attended + (i64)r * m->mix_p;
     int tokens = m->at[r] + 1, blocks = blocks_of(tokens), per = m->heads / m->groups;
     GLOBAL const float *keys = cached(m, m->slot[r], layer);
     for (int h = 0; h < m->heads; h++) {
@@ -506,62 +494,42 @@ static void activate(const Model *m, int rows) {
     }
 }
 
-/* Takes rows `first` to `first + rows` through a layer. While they are worked on, the cache that
- * `errand` names is fetched. */
-static GLOBAL const u8 *pass(const Model *m, GLOBAL const u8 *w, int layer, int first, int rows,
-                             Errand *errand, Errand later) {
-    GLOBAL float *x = m->x + (i64)first * m->width_p, *n = m->n + (i64)first * m->width_p;
-    w = normed(m, w, first, rows);
-    w = product(m, n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0, errand);
-    Ready how;
-    w = ready(m, w, &how);
-    for (int r = 0; r < rows; r++) keep(m, &how, layer, first + r, m->qkv + (i64)r * m->qkv_p);
-    for (int r = 0; r < rows; r++)
-        attend(m, layer, first + r, m->qkv + (i64)r * m->qkv_p, m->attended + (i64)r * m->mix_p);
-    *errand = later;
-    w = product(m, m->attended, m->mix_p, m->mix, w, x, m->width_p, m->width_p, rows, 1, errand);
-    w = normed(m, w, first, rows);
-    w = product(m, n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0,
-                errand);
-    activate(m, rows);
-    return product(m, m->middle, m->middle_p, m->hidden, w, x, m->width_p, m->width_p, rows, 1,
-                   errand);
-}
-
 /* Reads `rows` tokens into the cache and leaves what the head reads in m->n. Tokens of a sequence
  * must come in order, within a pass or over several. Returns the weights of the head. */
 static GLOBAL const u8 *forward(const Model *m, int rows) {
-    GLOBAL const u8 *w = m->blocks, *after = w;
-    Errand errand = {0, 0, 0, 0};
+    GLOBAL const u8 *w = m->blocks;
+    Ready how;
     for (int r = 0; r < rows; r++) embed(m, r);
-    for (int layer = 0; layer < m->layers; layer++, w = after)
-        for (int r = 0; r < rows; r += m->part) {
-            int end = r + m->part < rows ? r + m->part : rows, over = end == rows;
-            Errand later = {over ? 0 : end, 0, layer + over, 0};
-            later.end = later.row + m->part < rows ? later.row + m->part : rows;
-            if (later.layer == m->layers) later.end = 0;
-            if (m->part == m->rows) {
-                later.end = 0;
-                errand.row = 0, errand.layer = layer, errand.done = 0;
-                errand.end = rows < 8 ? rows : 8;
-            }
-            after = pass(m, w, layer, r, end - r, &errand, later);
-        }
-    return normed(m, w, 0, rows);
+    for (int layer = 0; layer < m->layers; layer++) {
+        w = normed(m, w, rows);
+        w = product(m, m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
+        w = ready(m, w, &how);
+        for (int r = 0; r < rows; r++) keep(m, &how, layer, r);
+        for (int r = 0; r < rows; r++) attend(m, layer, r);
+        w = product(m, m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
+        w = normed(m, w, rows);
+        w = product(m, m->n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0);
+        activate(m, rows);
+        w = product(m, m->middle, m->middle_p, m->hidden, w, m->x, m->width_p, m->width_p, rows, 1);
+    }
+    return normed(m, w, rows);
 }
 
 /* logits of what is in m->n. Padding has a bias of minus infinity in the head. */
 static void predict(const Model *m, GLOBAL const u8 *head, int rows) {
-    Errand nothing = {0, 0, 0, 0};
-    product(m, m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0,
-            &nothing);
+    product(m, m->n, m->width_p, m->width, head, m->logits, m->words_p, m->words_p, rows, 0);
 }
 
 /* -- choosing ----------------------------------------------------------------------- */
 
-/* log P(word) under the model itself: temperature 1. */
-static float logprob_of(const Model *m, GLOBAL const float *logits, int word) {
-    float top = most(logits, m->words_p);
+/* How words are sampled; top_k 0, top_p 1 and min_p 0 cut nothing off. Temperature 0 is greedy. */
+typedef struct {
+    float temperature, top_p, min_p;
+    int top_k;
+} Taste;
+
+/* log P(word) under the model itself: temperature 1. `top` is the largest of the logits. */
+static float logprob_of(const Model *m, GLOBAL const float *logits, float top, int word) {
     return logits[word] - top - LOG(exponentials(logits, m->chances, m->words_p, top, 1.0f));
 }
 
@@ -588,44 +556,67 @@ static int among_all(const Model *m, double draw) {
     return m->words - 1;
 }
 
-/* The word at `draw` of the most probable ones that together first reach `top_p`. A word that has
- * less than an even share of what is cut off anyway is not among them, so few are sorted. */
-static int among_top(const Model *m, float top_p, double draw) {
+/* Moves the most probable words of a heap to its end, the first of them last: those that together
+ * first reach top_p, or top_k (and what is as probable as the last of them). Returns how many. */
+static int kept_of(const Model *m, const Taste *taste, int count) {
     GLOBAL const float *chances = m->chances;
     GLOBAL int *heap = m->heap;
-    float least = 0.5f * (1.0f - top_p) / m->words;
-    int count = 0, kept = 0;
-    for (int v = 0; v < m->words; v++)
-        if (chances[v] >= least) heap[count++] = v;
-    for (int i = count / 2 - 1; i >= 0; i--) sift(heap, chances, count, i);
-    /* the most probable word changes places with the heap's last: kept words fill from the end */
-    double sum = 0, total = 0, edge = 0;
-    int all = count;
+    double sum = 0;
+    float last = 0;
+    int kept = 0;
     for (; count; count--, kept++) {
         int word = heap[0];
         sum += chances[word];
-        if (kept && !((float)sum - chances[word] < top_p)) break;
-        total = sum;
+        if (kept && taste->top_k && kept >= taste->top_k && chances[word] < last) break;
+        if (kept && !taste->top_k && taste->top_p < 1 &&
+            !((float)sum - chances[word] < taste->top_p))
+            break;
+        last = chances[word];
         heap[0] = heap[count - 1], heap[count - 1] = word;
         sift(heap, chances, count - 1, 0);
+    }
+    return kept;
+}
+
+/* The word at `draw` of those that top_k, then top_p of what is left, then min_p let through, the
+ * most probable first. A word that has less than an even share of what top_p cuts off anyway, or
+ * less than min_p of the best, is never looked at, so few are sorted. */
+static int among_top(const Model *m, const Taste *taste, double draw) {
+    GLOBAL const float *chances = m->chances;
+    GLOBAL int *heap = m->heap;
+    float least = taste->min_p * most(chances, m->words_p);
+    float even = taste->top_k || taste->top_p >= 1 ? 0 : 0.5f * (1.0f - taste->top_p) / m->words;
+    if (least < even) least = even;
+    int all = 0;
+    for (int v = 0; v < m->words; v++)
+        if (chances[v] >= least) heap[all++] = v;
+    for (int i = all / 2 - 1; i >= 0; i--) sift(heap, chances, all, i);
+    int kept = kept_of(m, taste, all);
+    double sum = 0, total = 0, edge = 0;
+    for (int i = 0; i < kept; i++) total += chances[heap[all - 1 - i]];
+    if (taste->top_k && taste->top_p < 1) {
+        double limit = taste->top_p * total;
+        int i = 0;
+        for (; i < kept && (i == 0 || sum < limit); i++) sum += chances[heap[all - 1 - i]];
+        kept = i, total = sum;
     }
     for (int i = 0; i < kept; i++)
         if ((edge += chances[heap[all - 1 - i]]) > draw * total) return heap[all - 1 - i];
     return kept ? heap[all - kept] : m->words - 1;
 }
 
-/* Greedy at temperature 0, else top-p sampling; `draw` is uniform in [0, 1). */
-static int choose(const Model *m, GLOBAL const float *logits, float temperature, float top_p,
+/* The next word, for `draw` uniform in [0, 1). `top` is the largest of the logits. */
+static int choose(const Model *m, GLOBAL const float *logits, float top, const Taste *taste,
                   double draw) {
-    float top = most(logits, m->words_p);
-    if (temperature == 0) {
+    if (taste->temperature == 0) {
         for (int v = 0; v < m->words; v++)
             if (logits[v] == top) return v;
         return 0;
     }
-    float total = exponentials(logits, m->chances, m->words_p, top, 1.0f / temperature);
+    float total = exponentials(logits, m->chances, m->words_p, top, 1.0f / taste->temperature);
     for (int v = 0; v < m->words_p; v += LANES) VEC(m->chances + v) = CVEC(m->chances + v) / total;
-    return top_p >= 1 ? among_all(m, draw) : among_top(m, top_p, draw);
+    int whole = taste->top_p >= 1 && !taste->top_k && taste->min_p == 0;
+    return whole ? among_all(m, draw) : among_top(m, taste, draw);
 }
 
 /* -- kernels ------------------------------------------------------------------------ */
@@ -648,11 +639,13 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
                 float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
                 GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
                 GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
-                GLOBAL const double *draws, float temperature, float top_p, int longest, int end,
+                GLOBAL const double *draws, float temperature, float top_p, int top_k, float min_p,
+                int longest, int end,
                 GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob, int items) {
     FOR_ITEMS(item, items) {
         Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
                          notes + item * room[1]);
+        Taste taste = {temperature, top_p, min_p, top_k};
         GLOBAL const u8 *head = 0;
         int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
         for (int s = 0; s < count; s++) { /* read every prompt once */
@@ -683,8 +676,9 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
                 int s = m.live[a], all = first + s, last = starts[all + 1] - 1;
                 GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
                 double draw = temperature == 0 ? 0 : draws[(i64)all * longest + i];
-                int word = choose(&m, logits, temperature, top_p, draw);
-                logprob[all] += logprob_of(&m, logits, word);
+                float top = most(logits, m.words_p);
+                int word = choose(&m, logits, top, &taste, draw);
+                logprob[all] += logprob_of(&m, logits, top, word);
                 said[(i64)all * longest + i] = word, counts[all] = i + 1;
                 if (word == end || i + 1 == longest) continue;
                 if (where[last] + 1 + i >= m.places) {
@@ -726,7 +720,8 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const flo
                     for (int a = 0; a < asked; a++) {
                         int r = m.live[a], all = first + m.slot[r];
                         int word = tokens[starts[all] + m.at[r] + 1];
-                        logprob[all] += logprob_of(&m, m.logits + (i64)a * m.words_p, word);
+                        GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
+                        logprob[all] += logprob_of(&m, logits, most(logits, m.words_p), word);
                     }
                     rows = 0;
                 }

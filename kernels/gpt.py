@@ -1,4 +1,4 @@
-"""GPT-2 and Llama models of transformers run by `gpt.c`: generation and scores in float32.
+"""GPT-2, Llama and models like it run by `gpt.c`: generation and scores in float32.
 
 Nothing of transformers is imported here: a model is read through its `config` and `state_dict`.
 """
@@ -21,7 +21,6 @@ CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
 NEAR = 2**22  # floats of keys and values that stay near the processor: 16 MiB
 FEW = 24  # sequences that suffice to use what is loaded of the weights
 TILE = 8  # rows of the largest tile in gpt.c
-PART = 2**20  # bytes of a layer's weights that stay near: 1 MiB
 KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
 GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
@@ -54,13 +53,13 @@ class Layout:
     epsilon: float
     whitened: bool = False  # queries and keys are normalised, head by head
 
-    def numbers(self, places: int, kind: int, table: int, part: int, slots: int) -> Tensor:
+    def numbers(self, places: int, kind: int, table: int, slots: int) -> Tensor:
         """With as many positions as the table has now, the kinds of the weights and of the
-        embeddings, the rows that go through a layer together, and the sequences of a cache."""
+        embeddings, and the sequences that a cache has room for."""
         fields = (self.layers, self.width, self.heads, self.groups, self.size, self.hidden)
         more = (self.words, places, self.rms, self.gated, self.activation, self.learned)
-        most = (kind, table, part, ROWS, slots, self.whitened)
-        return torch.tensor([*fields, *more, *most], dtype=torch.int32)
+        kinds = (self.whitened, kind, table, ROWS, slots)
+        return torch.tensor([*fields, *more, *kinds], dtype=torch.int32)
 
     def room(self, span: int, slots: int) -> tuple[int, int]:
         """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
@@ -94,8 +93,8 @@ class LanguageModel:
     """
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
-        """`model`: a GPT2LMHeadModel or LlamaForCausalLM on the processor; `program`: the kernels
-        of "gpt".
+        """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor;
+        `program`: the kernels of "gpt".
 
         `weights` are kept as "float32" (in half of the bytes where all of them are bfloat16
         anyway), "bfloat16", or "int8": symmetric, a scale for every 32 inputs of an output, the
@@ -131,9 +130,7 @@ class LanguageModel:
         self._kind, self._table = KINDS.index(kind), int(half)
         packed = [_packed(part, self._kind, self._table) for part in parts]
         self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
-        layer = (len(self.weights) - sum(map(_size, tables))) // self.layout.layers
-        self._part = TILE if layer <= PART else ROWS
-        self._rotary = None if self.layout.learned else _rotary(model)
+        self._rotary = None if self.layout.learned else _rotary(model, self.layout.size)
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
 
@@ -146,17 +143,23 @@ class LanguageModel:
         end: int | None,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
     ) -> tuple[list[list[int]], list[float]]:
         """One answer per prompt, its end token included, and its log-probability (temperature 1).
 
         `draws` (R, max_tokens), uniform in [0, 1), decide what is sampled; at temperature 0 there
-        is nothing to decide. `positions` are 0, 1, 2, ... by default and go on by 1 a token.
+        is nothing to decide. What can be sampled is cut down in the order of transformers: the
+        `top_k` most probable tokens (0: all) and what is as probable as the last of them; of
+        these the most probable that together first reach `top_p`; of these what has at least
+        `min_p` times the chance of the best (Nguyen et al., arXiv 2407.01082).
+        `positions` are 0, 1, 2, ... by default and go on by 1 a token.
         Raises ValueError for what cannot be answered.
         """
         if max_tokens < 1 or not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError("max_tokens is at least 1 and temperature a number from 0 on")
-        if not top_p > 0:
-            raise ValueError("top_p is above 0")
+        if not (top_p > 0 and top_k >= 0 and 0 <= min_p <= 1):
+            raise ValueError("top_p is above 0, top_k 0 or more, and min_p from 0 to 1")
         places = self._checked(prompts, positions)
         if temperature == 0:
             draws = torch.zeros(len(prompts), max_tokens, dtype=torch.float64)
@@ -188,6 +191,8 @@ class LanguageModel:
                 draws[ids].double().contiguous(),
                 float(temperature),
                 float(top_p),
+                min(top_k, self.layout.words),
+                float(min_p),
                 max_tokens,
                 -1 if end is None else end,
                 said,
@@ -251,7 +256,7 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            self.layout.numbers(self._places, self._kind, self._table, self._part, memory.slots),
+            self.layout.numbers(self._places, self._kind, self._table, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
@@ -275,13 +280,15 @@ class LanguageModel:
         `more` tokens.
 
         Every step reads all that a block has cached: blocks are small enough for that to stay
-        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens).
+        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens), unless
+        the weights, which every step reads as well, are not near either.
         """
         if not order:
             return
         span = _span(max(map(len, rows)) + more)
         each = self.layout.token_floats() * span
-        most = max(1, min(ROWS, max(FEW, NEAR // each), CACHE // each))
+        few = FEW if self.weights.numel() <= 4 * NEAR else ROWS
+        most = max(1, min(ROWS, max(few, NEAR // each), CACHE // each))
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         slots = min(most, TILE * math.ceil(len(order) / count / TILE))
@@ -320,10 +327,6 @@ class LanguageModel:
         self._places = max(places, self.layout.places)
         angles = torch.arange(self._places).float()[:, None] * speeds
         self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
-
-
-def _size(weight: Tensor) -> int:
-    return weight.numel() * weight.element_size()
 
 
 def _ints(values: Any) -> Tensor:
@@ -406,15 +409,17 @@ def _halves(panels: Tensor) -> Tensor:
 
 
 def _bytes(panels: Tensor) -> Tensor:
-    """int8: for every GROUP inputs, the scales of the outputs, then the numbers."""
+    """int8: for every GROUP inputs, the scales of the outputs, then words of two inputs by the
+    outputs o and o + LANES."""
     count, inputs, wide = panels.shape
-    more = -inputs % GROUP
-    groups = nn.functional.pad(panels.float(), (0, 0, 0, more)).view(count, -1, GROUP, wide)
-    scales = groups.abs().amax(2) / 127
-    numbers = (groups / scales.clamp(min=1e-30)[:, :, None]).round().to(torch.int8)
-    scales = scales[:, :, None].contiguous().view(torch.uint8).view(count, -1, 4 * wide)
-    both = torch.cat([scales, numbers.view(torch.uint8).flatten(2)], 2).flatten(1)
-    return both[:, : both.shape[1] - more * wide].contiguous()
+    groups = nn.functional.pad(panels.float(), (0, 0, 0, -inputs % GROUP))
+    groups = groups.reshape(count, -1, GROUP, wide)
+    scales = groups.abs().amax(2, keepdim=True) / 127
+    numbers = (groups / scales.clamp(min=1e-30)).round().to(torch.int8)
+    words = numbers.reshape(count, -1, GROUP // 2, 4, wide // 2).transpose(-1, -2)
+    scales = scales.contiguous().view(torch.uint8).flatten(2)
+    packed = torch.cat([scales, words.contiguous().view(torch.uint8).flatten(2)], 2).flatten(1)
+    return packed[:, : packed.shape[1] - (-inputs % GROUP) // 2 * 2 * wide].contiguous()
 
 
 def _ready(factors: Tensor, turns: bool) -> Tensor:
@@ -471,7 +476,7 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         width=config.hidden_size,
         heads=heads,
         groups=config.num_key_value_heads,
-        size=config.head_dim,
+        size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         hidden=config.intermediate_size,
         words=config.vocab_size,
         places=config.max_position_embeddings,
@@ -480,7 +485,14 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         activation=_activation(config.hidden_act),
         learned=False,
         epsilon=config.rms_norm_eps,
+        whitened="model.layers.0.self_attn.q_norm.weight" in state,
     )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise Unsupported("attention in a sliding window")
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "layer_types", None) is None:
+        raise Unsupported("attention in a sliding window")
+    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
     if layout.size % 2 or heads % layout.groups:
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
     nothing = torch.zeros(padded(layout.width))  # RMSNorm shifts by nothing
@@ -500,14 +512,21 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         middle = [linear(f"mlp.{name}_proj") for name in ("gate", "up")]
         middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
         parts += [*norm("input_layernorm"), _beside(attention)]
-        parts += [_ready(_sharpness(config, layout), True), Product(*linear("self_attn.o_proj"))]
+        parts += [_ready(_sharpness(config, layout), bool(turning[n]))]
+        if layout.whitened:
+            parts += [_floats(state.pop(f"{at}self_attn.{x}_norm.weight")) for x in "qk"]
+        parts += [Product(*linear("self_attn.o_proj"))]
         parts += [*norm("post_attention_layernorm"), _beside(middle)]
         parts += [Product(*linear("mlp.down_proj"))]
     parts += [_floats(state.pop("model.norm.weight")), nothing]
     return layout, [*parts, _head(state)]
 
 
-_FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
+_LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
+_FAMILIES = {
+    "GPT2LMHeadModel": _gpt2,
+    **{f"{name}ForCausalLM": _llama for name in _LIKE_LLAMA},
+}
 
 
 def _beside(layers: list[tuple[Tensor, Tensor]]) -> Product:
@@ -542,13 +561,13 @@ def _activation(name: str) -> int:
     return ACTIVATIONS[name]
 
 
-def _rotary(model: nn.Module) -> tuple[Tensor, float]:
+def _rotary(model: nn.Module, size: int) -> tuple[Tensor, float]:
     """Angles per position, (size / 2), and what cosine and sine are multiplied by."""
     config: Any = model.config
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in FIXED_TURNS:
         raise Unsupported(f"rotary positions of type {kind}")
     module: Any = model.get_submodule("model.rotary_emb")
-    if len(module.inv_freq) * 2 != config.head_dim:
+    if len(module.inv_freq) * 2 != size:
         raise Unsupported("rotary positions for a part of the head")
     return module.inv_freq.detach().float(), float(module.attention_scaling)

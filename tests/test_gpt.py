@@ -13,13 +13,17 @@ import pytest
 import torch
 from tiny_models import ARENA, RESTART, SHAPE, sums, tiny
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
+    MinPLogitsWarper,
     PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from community.agents.codec import CharacterCodec
@@ -31,9 +35,12 @@ from community.agents.decoding import (
     score_by_kernels,
 )
 from community.agents.transformer import Shape
-from community.kernels import build, gpt
+from community.kernels import bench_generation, build, gpt
 from community.kernels.ecosystem import register
 from community.kernels.gpt import LanguageModel, Unsupported
+from community.kernels.timing import worst
+from community.models import find_model
+from community.packaged import weights as packaged
 from community.types import Decoding
 
 register()
@@ -81,9 +88,10 @@ def gpt2(**options: Any) -> PreTrainedModel:
     return sharp(GPT2LMHeadModel(GPT2Config(**{**shape, **IDS, **options})))
 
 
-def llama(**options: Any) -> PreTrainedModel:
+def llama(family: str = "llama", **options: Any) -> PreTrainedModel:
+    """Llama, or a family of the same build."""
     torch.manual_seed(0)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": WORDS,
         "hidden_size": 48,
         "intermediate_size": 52,
@@ -92,7 +100,8 @@ def llama(**options: Any) -> PreTrainedModel:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    return sharp(LlamaForCausalLM(LlamaConfig(**{**shape, **IDS, **options})))
+    config = AutoConfig.for_model(family, **{**shape, **IDS, **options})
+    return sharp(AutoModelForCausalLM.from_config(config))
 
 
 MODELS = {
@@ -106,6 +115,11 @@ MODELS = {
     "llama-temperature": lambda: llama(
         attn_implementation="community", attention_temperature=[0.5, 0.7, 1.0, 2.0]
     ),
+    "mistral": lambda: llama("mistral", sliding_window=None, head_dim=12),
+    "qwen2": lambda: llama("qwen2"),
+    "qwen3": lambda: llama("qwen3", head_dim=20),
+    "smollm3": lambda: llama("smollm3", no_rope_layers=[1, 0]),
+    "no positions": lambda: llama("smollm3", no_rope_layers=[0, 0]),
     "llama-3": lambda: llama(
         rope_parameters={
             "rope_type": "llama3",
@@ -142,8 +156,9 @@ def logs(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
     model = MODELS[name]()
     ours = LanguageModel(model, program(backend))
-    answers, logprobs = ours.generate(prompts(), None, None, 20, END)
-    for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
+    asked = prompts(6)
+    answers, logprobs = ours.generate(asked, None, None, 20, END)
+    for prompt, answer, logprob in zip(asked, answers, logprobs, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
@@ -172,6 +187,47 @@ def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> No
     assert any(len(a.tokens) < 12 for a in found)  # some reach the end
 
 
+TASTES: list[dict[str, Any]] = [
+    {"top_k": 4},
+    {"min_p": 0.1},
+    {"top_k": 9, "top_p": 0.6},
+    {"top_p": 0.9, "min_p": 0.2},
+    {"top_k": 12, "top_p": 0.8, "min_p": 0.05},
+    {"top_k": 1},
+    {"top_k": 10 * WORDS, "min_p": 1e-4},
+]
+
+
+def cut(logits: torch.Tensor, temperature: float, taste: dict[str, Any]) -> torch.Tensor:
+    """Chances (V) as the logits processors of transformers leave them, in their order."""
+    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
+    steps += [TopKLogitsWarper(taste["top_k"])] if "top_k" in taste else []
+    steps += [TopPLogitsWarper(taste["top_p"])] if "top_p" in taste else []
+    steps += [MinPLogitsWarper(taste["min_p"])] if "min_p" in taste else []
+    scores = logits[None]
+    for step in steps:
+        scores = step(None, scores)
+    return scores.softmax(-1)[0].double()
+
+
+@pytest.mark.parametrize("taste", TASTES, ids=str)
+def test_what_is_cut_off_is_what_transformers_cuts_off(taste: dict[str, Any], backend: str) -> None:
+    """The first token of many samples, against chances sorted from the most probable on."""
+    model = llama()
+    asked = [p for p in prompts(4) for _ in range(40)]
+    draws = torch.rand(len(asked), 1, generator=torch.Generator().manual_seed(2)).double()
+    ours = LanguageModel(model, program(backend))
+    found, _ = ours.generate(asked, None, draws, 1, None, 1.5, **taste)
+    expected = []
+    for prompt, draw in zip(asked, draws[:, 0], strict=True):
+        chances, order = cut(logs(model, prompt)[-1], 1.5, taste).sort(descending=True)
+        place = torch.searchsorted(chances.cumsum(-1), draw * chances.sum(), right=True)
+        expected.append([int(order[place])])
+    same = sum(a == b for a, b in zip(found, expected, strict=True))
+    assert same >= 0.98 * len(asked)  # the rest are draws at an edge that rounding moves
+    assert taste == {"top_k": 1} or len({t[0] for t in found}) > 2
+
+
 @pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["plain", "restart"])
 def test_positions_of_the_codec(shape: Shape, backend: str) -> None:
     model, codec = tiny(shape)
@@ -196,10 +252,13 @@ def test_scores_are_those_of_torch(name: str, backend: str) -> None:
     assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-relu", "llama"])
-def test_a_row_is_the_same_in_every_batch(name: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("gpt2", "float32"), ("gpt2-relu", "bfloat16"), ("llama", "int8"), ("llama", "float32")],
+)
+def test_a_row_is_the_same_in_every_batch(name: str, weights: str, backend: str) -> None:
     """To the last bit: alone, beside others, in another order, in a block or the next one."""
-    ours = LanguageModel(MODELS[name](), program(backend))
+    ours = LanguageModel(MODELS[name](), program(backend), weights)
     asked = [p for p in prompts(30) for _ in range(4)]  # more than a block holds
     assert len(asked) > gpt.ROWS
     draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=10))
@@ -226,12 +285,15 @@ def test_blocks_of_several_threads_and_of_little_memory(monkeypatch: pytest.Monk
         assert found[0] == whole[0]
 
 
-def test_c_and_opencl_agree() -> None:
+@pytest.mark.parametrize("weights", gpt.KINDS)
+def test_c_and_opencl_agree(weights: str) -> None:
     asked = [p for p in prompts() for _ in range(5)]
     draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=16))
     for model in (gpt2(), llama()):
         both = [
-            LanguageModel(model, program(b)).generate(asked, None, draws, 16, END, 1.0, 0.95)
+            LanguageModel(model, program(b), weights).generate(
+                asked, None, draws, 16, END, 1.0, 0.95, 30, 0.01
+            )
             for b in ("c", "opencl")
         ]
         assert both[0][0] == both[1][0]
@@ -251,13 +313,120 @@ def test_new_weights_count_after_a_refresh() -> None:
     )
 
 
-def test_bfloat16_weights_are_computed_in_float32() -> None:
-    model = llama().bfloat16()
-    ours = LanguageModel(model, any_program()).score(prompts(), None, [1] * 14)
-    wide = score(model.float(), Numbers(), [(p[:1], p[1:]) for p in prompts() if p[1:]])
-    assert [s for s, p in zip(ours, prompts(), strict=True) if p[1:]] == pytest.approx(
-        wide, abs=1e-2
+def dequantised(weight: torch.Tensor) -> torch.Tensor:
+    """(inputs, outputs) as int8 with a scale for every GROUP inputs stands for it."""
+    groups = [
+        (part / (top := part.abs().amax(0) / 127).clamp(min=1e-30)).round() * top
+        for part in weight.float().split(gpt.GROUP)
+    ]
+    return torch.cat(groups)
+
+
+def rounded(model: PreTrainedModel, change: Any) -> PreTrainedModel:
+    """The model with every weight of a product changed; embeddings stay."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(change(module.weight.T).T)
+            elif "c_" in name and hasattr(module, "weight"):  # GPT-2's own layer
+                module.weight.copy_(change(module.weight))
+    return model
+
+
+WIDE = {"hidden_size": 160, "head_dim": 40, "intermediate_size": 333}  # more than one group
+STORED = {
+    "gpt2": lambda: gpt2(tie_word_embeddings=False, n_embd=140, n_inner=77),
+    "llama": lambda: llama(**WIDE),
+}
+CHANGES = {"int8": dequantised, "bfloat16": lambda weight: weight.bfloat16().float()}
+
+
+@pytest.mark.parametrize("weights", CHANGES)
+@pytest.mark.parametrize("name", STORED)
+def test_stored_weights_are_to_the_bit_the_floats_they_stand_for(
+    name: str, weights: str, backend: str
+) -> None:
+    model = STORED[name]()
+    if weights == "bfloat16":
+        torch.nn.Module.to(model.get_input_embeddings(), torch.bfloat16).float()
+        if name == "gpt2":
+            torch.nn.Module.to(model.transformer.wpe, torch.bfloat16).float()
+    small = LanguageModel(model, program(backend), weights)
+    plain = LanguageModel(rounded(model, CHANGES[weights]), program(backend))
+    if weights == "bfloat16":  # float32 keeps what is bfloat16 anyway in as many bytes
+        assert len(small.weights) == len(plain.weights)
+    else:
+        assert len(small.weights) < 0.5 * len(plain.weights)
+    for asked in (prompts(), prompts()[4:5]):
+        assert small.generate(asked, None, None, 12, None) == plain.generate(
+            asked, None, None, 12, None
+        )
+        assert small.score(asked, None, [1] * len(asked)) == plain.score(
+            asked, None, [1] * len(asked)
+        )
+
+
+def test_other_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="float32, bfloat16, int8"):
+        LanguageModel(llama(), any_program(), "int4")
+
+
+def test_vectors_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without AVX-512 have them; here both are compiled."""
+    if build.compiler() is None:
+        pytest.skip("no C compiler")
+    usual = {k: LanguageModel(STORED["llama"](), any_program(), k) for k in gpt.KINDS}
+    expected = {k: m.generate(prompts(), None, None, 12, END) for k, m in usual.items()}
+    monkeypatch.setattr(gpt, "lanes", lambda: 8)
+    narrow = build.CProgram("gpt", ("-DLANES=8",))
+    for kind, (tokens, logprobs) in expected.items():
+        ours = LanguageModel(STORED["llama"](), narrow, kind)
+        found = ours.generate(prompts(), None, None, 12, END)
+        assert found[0] == tokens
+        assert found[1] == pytest.approx(logprobs, abs=1e-3)
+
+
+def smollm2() -> PreTrainedModel:
+    if packaged("smollm2") is None:
+        pytest.skip("SmolLM2 is not installed")
+    model = AutoModelForCausalLM.from_pretrained(
+        find_model("packaged:smollm2"), dtype=torch.float32
     )
+    model.generation_config.eos_token_id = None  # it says 200 tokens, ends among them
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_what_it_says_by_transformers() -> None:
+    model = smollm2()
+    ours = LanguageModel(model, any_program())
+    ids = torch.tensor([[504, 3575, 282, 4649, 314], [28, 284, 253, 1165, 282]])
+    answers, _ = ours.generate(ids.tolist(), None, None, 200, None)
+    for row, answer in zip(ids, answers, strict=True):
+        ones = torch.ones_like(row[None])
+        out = model.generate(
+            row[None],
+            attention_mask=ones,
+            max_new_tokens=200,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert answer == out[0, 5:].tolist()
+    # what it says itself is what it knows best: int8 must know it nearly as well
+    whole = [[*row, *answer] for row, answer in zip(ids.tolist(), answers, strict=True)]
+    exact = ours.score(whole, None, [5, 5])
+    small = LanguageModel(model, any_program(), "int8").score(whole, None, [5, 5])
+    assert small == pytest.approx(exact, abs=0.05 * 200)
+
+
+def test_the_benchmark_notices_a_wrong_token() -> None:
+    if bench_generation.kernels("gpt") is None:
+        pytest.skip("no kernels here")
+    case = next(bench_generation.cases("cpu", True))
+    assert worst(case) == 0
+    model = bench_generation.made(32)
+    asked, said = torch.randint(9, (2, bench_generation.PROMPT)), torch.full((2, 5), 3)
+    assert not torch.equal(bench_generation._best(model, asked, said, 1e-3), said)
 
 
 NEOX = GPTNeoXConfig(
@@ -273,6 +442,11 @@ NEOX = GPTNeoXConfig(
         (lambda: gpt2(attn_implementation="community", attention_sink=True), "attention_sink"),
         (lambda: gpt2(add_cross_attention=True), "cross attention"),
         (lambda: llama().double(), "float64"),
+        (lambda: llama("mistral", sliding_window=8, head_dim=12), "sliding window"),
+        (
+            lambda: llama("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "sliding window",
+        ),
         (
             lambda: llama(
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -280,7 +454,7 @@ NEOX = GPTNeoXConfig(
             "dynamic",
         ),
     ],
-    ids=["family", "activation", "sink", "cross", "double", "rotary"],
+    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary"],
 )
 def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):
@@ -300,6 +474,9 @@ BAD: dict[str, dict[str, Any]] = {
     "infinite temperature": {"temperature": float("inf")},
     "cold": {"temperature": -1.0},
     "top_p": {"top_p": float("nan")},
+    "top_k": {"top_k": -1},
+    "min_p": {"min_p": 1.5},
+    "min_p is no number": {"min_p": float("nan")},
     "no tokens": {"max_tokens": 0},
     "no draws": {"temperature": 1.0},
     "few draws": {"temperature": 1.0, "draws": torch.zeros(1, 3)},
@@ -344,12 +521,13 @@ import torch
 import test_gpt as t
 from community.kernels.build import CProgram
 program = CProgram("gpt", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
-for make in t.MODELS.values():
-    ours = t.LanguageModel(make(), program)
+for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
+    ours = t.LanguageModel(make(), program, kind)
     asked = [p for p in t.prompts(30) for _ in range(4)]
     draws = torch.rand(len(asked), 9, dtype=torch.float64)
     for p in (1.0, 0.5):
         ours.generate(asked, None, draws, 9, t.END, 1.0, p)
+        ours.generate(asked, None, draws, 9, t.END, 1.0, p, 5, 0.1)
     ours.generate(asked[:1], None, None, 9, None)
     ours.score(asked, None, [1] * len(asked))
 print("clean")

@@ -1,0 +1,111 @@
+"""Whole generations against transformers: greedy, prompts of 16 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from community.cache import cache
+from community.kernels.backend import kernels, simt
+from community.kernels.gpt import LanguageModel
+from community.kernels.gpt_gpu import GpuLanguageModel
+from community.kernels.timing import Case
+
+PROMPT, ANSWER, WORDS = 16, 128, 1024
+EVEN = 1e-3  # nats: tokens so near to the best one are decided by rounding
+DRIFT = 1.0  # nats: what int8 weights may cost a token
+
+
+def cases(device: str, quick: bool) -> Iterator[Case]:
+    """GPT-2 of four layers; on the processor SmolLM2-135M too, if its converted folder is in the
+    cache."""
+    for width in (32,) if quick else (128, 256):
+        model = torch.nn.Module.to(made(width), device)
+        ours = _compiled(model, device)
+        if ours is None:
+            return
+        for size in (2,) if quick else (1, 16, 64, 256):
+            yield _case(f"generation d {width} batch {size}", model, ours, size, ANSWER, EVEN)
+    program = kernels("gpt")
+    if device != "cpu" or program is None:
+        return
+    folder = next(iter(sorted((cache() / "models").glob("SmolLM2-135M*"))), None)
+    if quick or folder is None:
+        return
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for weights, size in (("float32", 1), ("float32", 8), ("int8", 1)):
+        ours = LanguageModel(model, program, weights)
+        name = f"generation SmolLM2 {weights} batch {size}"
+        yield _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
+
+
+def _compiled(model: PreTrainedModel, device: str) -> LanguageModel | None:
+    if device == "cpu":
+        program = kernels("gpt")
+        return None if program is None else LanguageModel(model, program)
+    on_gpu = simt("gpt", device)
+    return None if on_gpu is None else GpuLanguageModel(model, on_gpu)
+
+
+def made(width: int) -> PreTrainedModel:
+    """Four layers, heads of 32, weights large enough that the prompt matters."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": WORDS, "n_embd": width, "n_layer": 4}
+    shape |= {"n_head": width // 32, "n_positions": 256}
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**shape, **ends))
+    for parameter in model.parameters():
+        parameter.data.mul_(4 if parameter.ndim == 2 else 1)
+    return model.eval()
+
+
+def _case(
+    name: str, model: PreTrainedModel, ours: LanguageModel, size: int, tokens: int, slack: float
+) -> Case:
+    made_by = torch.Generator().manual_seed(size)
+    prompts = torch.randint(WORDS, (size, PROMPT), generator=made_by).to(model.device)
+    lists = prompts.tolist()
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+
+    def answers() -> tuple[Tensor, ...]:
+        return (torch.tensor(ours.generate(lists, None, None, tokens, None)[0]),)
+
+    def transformers() -> Tensor:
+        return generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    return Case(
+        name,
+        answers,
+        {"transformers": transformers},
+        lambda: (_best(model, prompts, answers()[0], slack),),
+        tolerance=0,
+        note=f"{size * tokens} tokens",
+    )
+
+
+@torch.inference_mode()
+def _best(model: PreTrainedModel, prompts: Tensor, answers: Tensor, slack: float) -> Tensor:
+    """The model's own choice after each prefix of the answers; theirs, where they are as good.
+
+    Whole answers are not compared: one tie that rounding decides changes all that follows.
+    """
+    chosen = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.cat([prompt, answer.to(prompt.device)])[None]).logits[
+            0, PROMPT - 1 : -1
+        ]
+        logs = logits.float().log_softmax(-1).cpu()
+        found = logs.gather(1, answer[:, None])[:, 0]
+        chosen.append(torch.where(found >= logs.amax(1) - slack, answer, logs.argmax(1)))
+    return torch.stack(chosen)
