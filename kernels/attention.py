@@ -15,7 +15,7 @@ from torch import Tensor
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
 
-BQ, BK = 96, 64  # as in attention.c
+BQ, BK = 48, 256  # as in attention.c
 _CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
@@ -62,7 +62,11 @@ def attention(
         mask = added(mask, wide[0].dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32)
-    out, lse = _attention(*wide, by, mask, lengths, causal)
+    # a custom op takes longer than a few queries, and is of use to autograd and tracing only
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (*wide, by))
+    out, lse = (_attention if learns or _unknown(q) else _computed)(
+        *wide, by, mask, lengths, causal
+    )
     if sink:
         out = out * torch.sigmoid(lse).unsqueeze(-1)
     return out.to(q.dtype), lse
@@ -236,8 +240,7 @@ def _unknown(x: Tensor) -> bool:
 # -- the operation ---------------------------------------------------------------------
 
 
-@torch.library.custom_op("community::attention", mutates_args=())
-def _attention(
+def _computed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -254,16 +257,19 @@ def _attention(
     queries, keys, values = _wide(q), _wide(k), _wide(v)
     d, dv = queries.shape[-1], values.shape[-1]
     out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = max(1, min(_CORES, b * h))
+    workers = min(_CORES, b * hk)
     mask, strides = _strides(mask, q, k)
     run(
         "attention_forward",
-        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
-        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
+        *(queries, keys, values, factor.contiguous(), mask, lengths, out, lse),
+        *(_room(keys, values, workers), b, h, h // hk, tq, tk, d, dv),
         *(tk - tq + 1 if causal else tk, *strides),
         items=workers,
     )
     return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
+
+
+_attention = torch.library.custom_op("community::attention", _computed, mutates_args=())
 
 
 @_attention.register_fake
@@ -294,12 +300,12 @@ def _attention_backward(
     queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
     d, dv = queries.shape[-1], values.shape[-1]
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    workers = max(1, min(_CORES, b * hk))
+    workers = min(_CORES, b * hk)
     mask, strides = _strides(mask, q, k)
     run(
         "attention_backward",
-        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
+        *(wide_go, queries, keys, values, factor.contiguous()),
+        *(mask, lengths, lse.contiguous(), delta, *grads, _room(keys, values, workers)),
         *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *strides),
         items=workers,
     )
@@ -334,8 +340,6 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
-_ROOM = 2 * BQ * BK + 2 * BQ
-
 
 def _compiled(q: Tensor, mask: Tensor | None) -> bool:
     """Whether attention.c computes this: float32 on the processor, with a backend that works."""
@@ -352,14 +356,11 @@ def _wide(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
 
 
-def _packed(x: Tensor) -> Tensor:
-    b, h, t, d = x.shape
-    columns = 2 * lanes()
-    packed = x.new_empty(b, h, -(-t // columns) * columns, d)
-    run = kernels("attention")
-    assert run is not None
-    run("attention_pack", x, packed, t, d, items=b * h)
-    return packed
+def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
+    """As ROOM in attention.c."""
+    padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
+    width = keys.shape[3] + values.shape[3] + 1
+    return keys.new_empty(workers * (2 * BQ * BK + 2 * BQ + padded * width))
 
 
 def _strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +17,14 @@ from torch import Tensor
 
 from community.kernels import attention as module
 from community.kernels import backend as chosen
+from community.kernels import build
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program
 
 SIZES = st.tuples(
     *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
-    *(st.integers(1, 140), st.integers(1, 140), st.sampled_from([1, 8, 24, 64])),
-    st.sampled_from([3, 16, 64]),
+    *(st.integers(1, 6) | st.integers(7, 140), st.integers(1, 300)),
+    *(st.sampled_from([1, 8, 24, 64]), st.sampled_from([3, 16, 64])),
 )
 
 
@@ -183,3 +188,39 @@ def test_bad_input(message: str) -> None:
     for run in (attention, reference):
         with pytest.raises(ValueError, match=message):
             run(*inputs, **options)
+
+
+SANITIZED = """
+import torch
+import test_attention as t
+from community.kernels.build import CProgram
+program = CProgram("attention", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+t.module.kernels = lambda name: program
+for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 300, 24, 16), (1, 2, 1, 3, 70, 64, 64)):
+    inputs = t.make(sizes)
+    for kind in ("plain", "lengths", "bool", "added", "rows"):
+        for causal in (False, True):
+            options = {"causal": causal, "sink": causal, **t.options_for(kind, inputs)}
+            t.results(t.attention, inputs, torch.float32, **options)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_out_of_place() -> None:
+    compiler = build.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    call = [compiler, "-print-file-name=libasan.so"]
+    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("no address sanitizer")
+    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parent,
+        env=given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
