@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,8 @@ def attention(
         lengths = lengths.to(torch.int32)
     # a custom op takes longer than a few queries, and is of use to autograd and tracing only
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (*wide, by))
-    out, lse = (_attention if learns or _unknown(q) else _computed)(
-        *wide, by, mask, lengths, causal
-    )
+    run: Any = _attention if learns or _unknown(q) else _computed
+    out, lse = run(*wide, by, mask, lengths, causal)
     if sink:
         out = out * torch.sigmoid(lse).unsqueeze(-1)
     return out.to(q.dtype), lse

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from community.kernels import bench_attention, bench_entmax, bench_quantized
+from community.kernels import bench_attention, bench_entmax, bench_lossless, bench_quantized
 from community.kernels.backend import backend
 from community.kernels.timing import Case, Timing, timed, worst
 
 OPERATIONS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
     "attention": bench_attention.cases,
     "entmax": bench_entmax.cases,
+    "lossless": bench_lossless.cases,
     "quantized": bench_quantized.cases,
 }
 
