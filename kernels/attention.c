@@ -119,12 +119,35 @@ INLINE void forward_block(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL 
     }
 }
 
-/* One query against all its keys, as they are: reading them is what takes the time. */
+#ifdef __OPENCL_VERSION__
+typedef ushort halves __attribute__((ext_vector_type(LANES), aligned(2)));
+#else
+typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#endif
+
+/* LANES numbers from place i on: floats, or their upper halves (bfloat16) if upper. */
+INLINE vec numbers(GLOBAL const float *x, i64 i, int upper) {
+    if (!upper) return CVEC(x + i);
+    veci wide = __builtin_convertvector(*(GLOBAL const halves *)((GLOBAL const u16 *)x + i), veci);
+    wide <<= 16;
+    return *(vec *)&wide;
+}
+
+/* One query against all its keys, as they are: reading them is what takes the time. Keys and values
+ * are bfloat16 if upper. */
 INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL const float *v,
                         float factor, GLOBAL const float *mask, int keys, int d, int dv,
-                        GLOBAL float *out, GLOBAL float *lse, GLOBAL float *s) {
+                        GLOBAL float *out, GLOBAL float *lse, GLOBAL float *s, i64 kv, int upper) {
     int stop = UP(keys, LANES);
-    for (int j = 0; j < keys; j++) s[j] = dot(q, k + (i64)j * d, d) * factor;
+    i64 at = kv * d;
+    for (int j = 0; j < keys; j++, at += d) {
+        vec x = ALL(0.0f), y = x;
+        for (int c = 0; c < d; c += COLS) {
+            x += CVEC(q + c) * numbers(k, at + c, upper);
+            y += CVEC(q + c + LANES) * numbers(k, at + c + LANES, upper);
+        }
+        s[j] = total(x + y) * factor;
+    }
     for (int j = 0; j < keys && mask; j++) s[j] += mask[j];
     for (int j = keys; j < stop; j++) s[j] = -INFINITY_F;
     vec high = ALL(-INFINITY_F), sums = ALL(0.0f);
@@ -134,14 +157,16 @@ INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL con
     float sum = total(sums), by = sum != 0.0f ? 1.0f / sum : 0.0f;
     *lse = sum != 0.0f ? top + LOG(sum) : -INFINITY_F;
     for (int c = 0; c < dv; c += COLS) {
-        GLOBAL const float *value = v + c;
         vec x0 = ALL(0.0f), x1 = x0, y0 = x0, y1 = x0; /* odd keys in sums of their own */
-        for (int j = 0; j < keys; j++, value += dv) {
-            x0 += s[j] * CVEC(value), y0 += s[j] * CVEC(value + LANES);
-            if (++j == keys) break;
-            value += dv;
-            x1 += s[j] * CVEC(value), y1 += s[j] * CVEC(value + LANES);
+        int j = 0;
+        at = kv * dv + c;
+        for (; j + 2 <= keys; j += 2, at += 2 * dv) {
+            x0 += s[j] * numbers(v, at, upper), y0 += s[j] * numbers(v, at + LANES, upper);
+            x1 += s[j + 1] * numbers(v, at + dv, upper);
+            y1 += s[j + 1] * numbers(v, at + dv + LANES, upper);
         }
+        if (j < keys)
+            x0 += s[j] * numbers(v, at, upper), y0 += s[j] * numbers(v, at + LANES, upper);
         VEC(out + c) = (x0 + x1) * by;
         VEC(out + c + LANES) = (y0 + y1) * by;
     }
@@ -153,27 +178,34 @@ INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL con
 /* q (b, heads, tq, d), k (b, heads / group, tk, d), v (b, heads / group, tk, dv) ->
  * out (b, heads, tq, dv), lse (b, heads, tq). Scores are q k factor[head] + mask, the mask's rows
  * at b * mask_b + head * mask_h + query * mask_q. Query i sees the keys before i + shift, and no
- * more than lengths[b]. */
+ * more than lengths[b]. Up to FEW queries may have k and v in bfloat16 (upper). */
 KERNEL attention_forward(GLOBAL const float *q, GLOBAL const float *k, GLOBAL const float *v,
                          GLOBAL const float *factor, GLOBAL const float *mask,
                          GLOBAL const int *lengths, GLOBAL float *out, GLOBAL float *lse,
                          GLOBAL float *room, int batch, int heads, int group, int tq, int tk, int d,
-                         int dv, int shift, int mask_b, int mask_h, int mask_q, int items) {
+                         int dv, int shift, int mask_b, int mask_h, int mask_q,
+                         int upper, int items) {
     int units = batch * (heads / group);
     FOR_ITEMS(worker, items) {
         GLOBAL float *s = room + worker * ROOM, *kt = s + 2 * BQ * BK + 2 * BQ;
         for (i64 kv = worker; kv < units; kv += items) {
-            GLOBAL const float *keys = k + kv * tk * d, *values = v + kv * tk * dv;
-            if (tq > FEW) pack(keys, tk, d, kt);
+            GLOBAL const float *values = v + kv * tk * dv;
+            if (tq > FEW) pack(k + kv * tk * d, tk, d, kt);
             for (i64 at = kv * group; at < (kv + 1) * group; at++) {
                 int b = at / heads, h = at % heads, length = lengths ? lengths[b] : tk;
                 GLOBAL const float *queries = q + at * tq * d;
                 GLOBAL const float *more = mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0;
-                for (int i = 0; i < tq && tq <= FEW; i++)
-                    forward_one(queries + i * d, keys, values, factor[h],
-                                more ? more + (i64)i * mask_q : 0,
-                                MAX(0, MIN(length, i + shift)), d, dv, out + (at * tq + i) * dv,
-                                lse + at * tq + i, kt);
+                for (int i = 0; i < tq && tq <= FEW; i++) {
+                    GLOBAL const float *mine = more ? more + (i64)i * mask_q : 0;
+                    GLOBAL float *to = out + (at * tq + i) * dv, *log = lse + at * tq + i;
+                    int n = MAX(0, MIN(length, i + shift));
+                    if (upper)
+                        forward_one(queries + i * d, k, v, factor[h], mine, n, d, dv, to, log, kt,
+                                    kv * tk, 1);
+                    else
+                        forward_one(queries + i * d, k, v, factor[h], mine, n, d, dv, to, log, kt,
+                                    kv * tk, 0);
+                }
                 for (int i = 0; i < tq && tq > FEW; i += BQ)
                     forward_block(queries, kt, values, factor[h], more, mask_q, i, tq, length,
                                   shift, d, dv, out + at * tq * dv, lse + at * tq, s);

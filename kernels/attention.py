@@ -17,6 +17,7 @@ from community.kernels.backend import kernels
 from community.kernels.build import lanes
 
 BQ, BK = 48, 256  # as in attention.c
+FEW = 4  # queries that read the keys as they are, also bfloat16; as in attention.c
 _CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
@@ -57,15 +58,21 @@ def attention(
     if mask is not None and mask.requires_grad:
         options = {"causal": causal, "scale": scale, "temperature": temperature, "sink": sink}
         return reference(q, k, v, **options, lengths=lengths, mask=mask)  # type: ignore[arg-type]
-    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
+    learns = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (q, k, v, temperature) if isinstance(x, Tensor)
+    )
+    known = not learns and not _unknown(q)
+    wide = [q.float() if q.dtype in _HALVES else q, k, v]
+    few = known and q.dtype == torch.bfloat16 and q.shape[2] <= FEW
+    if not (few and _compiled(wide[0], mask)):
+        wide[1:] = (x.float() if x.dtype in _HALVES else x for x in (k, v))
     by = factors(q, scale, temperature)
     if mask is not None:
         mask = added(mask, wide[0].dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32)
     # a custom op takes longer than a few queries, and is of use to autograd and tracing only
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (*wide, by))
-    run: Any = _attention if learns or _unknown(q) else _computed
+    run: Any = _computed if known else _attention
     out, lse = run(*wide, by, mask, lengths, causal)
     if sink:
         out = out * torch.sigmoid(lse).unsqueeze(-1)
@@ -263,7 +270,7 @@ def _computed(
         "attention_forward",
         *(queries, keys, values, factor.contiguous(), mask, lengths, out, lse),
         *(_room(keys, values, workers), b, h, h // hk, tq, tk, d, dv),
-        *(tk - tq + 1 if causal else tk, *strides),
+        *(tk - tq + 1 if causal else tk, *strides, int(k.dtype == torch.bfloat16)),
         items=workers,
     )
     return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
@@ -360,7 +367,7 @@ def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
     """As ROOM in attention.c."""
     padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
     width = keys.shape[3] + values.shape[3] + 1
-    return keys.new_empty(workers * (2 * BQ * BK + 2 * BQ + padded * width))
+    return torch.empty(workers * (2 * BQ * BK + 2 * BQ + padded * width))
 
 
 def _strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:

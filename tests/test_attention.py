@@ -102,6 +102,27 @@ def test_loses_at_most_twice_what_torch_loses(compiled: str, kind: str) -> None:
     holds()
 
 
+def test_decoding_reads_bfloat16_as_it_is(compiled: str) -> None:
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(SIZES, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
+    def holds(sizes: tuple[int, ...], causal: bool, dtype: torch.dtype) -> None:
+        q, k, v, t = make((*sizes[:3], 1 + sizes[3] % 5, *sizes[4:]), dtype)
+        given = {"causal": causal, "temperature": t, "sink": True}
+        given["lengths"] = torch.randint(1, k.shape[2] + 1, (len(q),))
+        truth = reference(q.double(), k.double(), v.double(), **given)
+        for a, b, c in zip(
+            attention(q, k, v, **given), reference(q, k, v, **given), truth, strict=True
+        ):
+            seen = c.isfinite()
+            assert a.dtype == b.dtype and torch.equal(a.isfinite(), seen)
+            if seen.any():
+                lost = float((b - c)[seen].abs().max())
+                floor = torch.finfo(a.dtype).eps * 8 * max(1.0, float(c[seen].abs().max()))
+                assert float((a - c)[seen].abs().max()) <= 2 * lost + floor
+
+    holds()
+
+
 def test_gradcheck() -> None:
     inputs = [x.double().requires_grad_() for x in make((2, 1, 2, 4, 5, 3, 2))]
     for run in (attention, reference):
@@ -202,6 +223,8 @@ for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 300, 24, 16), (1, 2, 1, 3, 70
         for causal in (False, True):
             options = {"causal": causal, "sink": causal, **t.options_for(kind, inputs)}
             t.results(t.attention, inputs, torch.float32, **options)
+            halves = [x.bfloat16() for x in inputs[:3]]
+            t.attention(*halves, **options)
 print("clean")
 """
 
