@@ -1,7 +1,7 @@
 /* Attention and its gradients, one thread an item: matrix products in register blocks of ROWS rows
  * by COLS columns, softmax online over blocks of keys, nothing computed above the causal diagonal.
  * Widths (d of queries and keys, dv of values) are multiples of COLS; attention_cpu.py sees to that.
- * Keys, and for the gradients values, come packed: see tiles.h.
+ * Keys, and for the gradients values, are packed (see tiles.h) head by head, which stays in cache.
  */
 #include "tiles.h"
 
@@ -14,16 +14,22 @@
 #endif
 
 #ifndef BQ
-#define BQ 96   /* queries in a block, a multiple of ROWS */
+#define BQ 48   /* queries in a block, a multiple of ROWS */
 #endif
 #ifndef BK
-#define BK 64  /* keys in a block, a multiple of COLS */
+#define BK 256  /* keys in a block, a multiple of COLS */
 #endif
+#define FEW 4   /* queries that are cheaper one by one than packing the keys */
 
-/* e^x for x up to about 80; 0 below -87, NaN for NaN. Cephes' polynomial, error 2 ulp. */
+/* e^x for x up to about 80; 0 below -87 or so, NaN for NaN. Cephes' polynomial, error 2 ulp. */
 INLINE vec exponential(vec x) {
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    __m512 rounded = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+    vec whole = (vec)rounded;
+#else
     vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the low bits hold the integer */
     vec whole = shifted - 12582912.0f;
+#endif
     vec r = x - whole * 0.693359375f;
     r = r + whole * 2.12194440e-4f;
     vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -32,24 +38,13 @@ INLINE vec exponential(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, rounded); /* NaN times 2^-infinity is 0 here */
+#else
     veci tiny = x < ALL(-87.0f);
     veci bits = (BITS(p) + (BITS(shifted) << 23)) & ~tiny;
     return *(vec *)&bits;
-}
-
-/* x (items, t, d) -> packed (items, panels, d, COLS) */
-KERNEL attention_pack(GLOBAL const float *x, GLOBAL float *packed, int t, int d, int items) {
-    int panels = UP(t, COLS) / COLS;
-    FOR_ITEMS(i, items) {
-        for (int panel = 0; panel < panels; panel++) {
-            GLOBAL float *to = packed + ((i64)i * panels + panel) * d * COLS;
-            for (int j = 0; j < COLS; j++) {
-                int key = panel * COLS + j;
-                GLOBAL const float *from = x + ((i64)i * t + MIN(key, t - 1)) * d;
-                for (int c = 0; c < d; c++) to[c * COLS + j] = key < t ? from[c] : 0.0f;
-            }
-        }
-    }
+#endif
 }
 
 /* One row of scores against one block of keys, n of which it sees: scores become weights relative
@@ -63,19 +58,17 @@ INLINE void soften(GLOBAL float *s, int n, int stop, float factor, GLOBAL const 
     for (int j = n; j < stop; j++) s[j] = -INFINITY_F;
     vec high = CVEC(s);
     for (int j = LANES; j < stop; j += LANES) high = greater(CVEC(s + j), high);
-    float most = -INFINITY_F;
-    for (int i = 0; i < LANES; i++) most = MAX(high[i], most);
-    most = MAX(most * factor, *top);
-    if (most > *top) {
-        float by = EXP(*top - most);
+    float height = MAX(most(high) * factor, *top);
+    if (height > *top) {
+        float by = EXP(*top - height);
         *sum *= by;
-        *top = most;
+        *top = height;
         for (int c = 0; c < dv; c += LANES) VEC(o + c) = CVEC(o + c) * by;
     }
-    if (most == -INFINITY_F) most = 0.0f; /* nothing seen yet: weights of 0, not NaN */
+    if (height == -INFINITY_F) height = 0.0f; /* nothing seen yet: weights of 0, not NaN */
     vec added = ALL(0.0f);
     for (int j = 0; j < stop; j += LANES) {
-        vec p = exponential(CVEC(s + j) * factor - most);
+        vec p = exponential(CVEC(s + j) * factor - height);
         VEC(s + j) = p;
         added += p;
     }
@@ -126,26 +119,97 @@ INLINE void forward_block(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL 
     }
 }
 
-/* q (b, heads, tq, d), kt packed (b, heads / group, tk, d), v (b, heads / group, tk, dv) ->
+#ifdef __OPENCL_VERSION__
+typedef ushort halves __attribute__((ext_vector_type(LANES), aligned(2)));
+#else
+typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#endif
+
+/* LANES numbers from place i on: floats, or their upper halves (bfloat16) if upper. */
+INLINE vec numbers(GLOBAL const float *x, i64 i, int upper) {
+    if (!upper) return CVEC(x + i);
+    veci wide = __builtin_convertvector(*(GLOBAL const halves *)((GLOBAL const u16 *)x + i), veci);
+    wide <<= 16;
+    return *(vec *)&wide;
+}
+
+/* One query against all its keys, as they are: reading them is what takes the time. Keys and values
+ * are bfloat16 if upper. */
+INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL const float *v,
+                        float factor, GLOBAL const float *mask, int keys, int d, int dv,
+                        GLOBAL float *out, GLOBAL float *lse, GLOBAL float *s, i64 kv, int upper) {
+    int stop = UP(keys, LANES);
+    i64 at = kv * d;
+    for (int j = 0; j < keys; j++, at += d) {
+        vec x = ALL(0.0f), y = x;
+        for (int c = 0; c < d; c += COLS) {
+            x += CVEC(q + c) * numbers(k, at + c, upper);
+            y += CVEC(q + c + LANES) * numbers(k, at + c + LANES, upper);
+        }
+        s[j] = total(x + y) * factor;
+    }
+    for (int j = 0; j < keys && mask; j++) s[j] += mask[j];
+    for (int j = keys; j < stop; j++) s[j] = -INFINITY_F;
+    vec high = ALL(-INFINITY_F), sums = ALL(0.0f);
+    for (int j = 0; j < stop; j += LANES) high = greater(CVEC(s + j), high);
+    float top = most(high) == -INFINITY_F ? 0.0f : most(high);
+    for (int j = 0; j < stop; j += LANES) sums += VEC(s + j) = exponential(CVEC(s + j) - top);
+    float sum = total(sums), by = sum != 0.0f ? 1.0f / sum : 0.0f;
+    *lse = sum != 0.0f ? top + LOG(sum) : -INFINITY_F;
+    for (int c = 0; c < dv; c += COLS) {
+        vec x0 = ALL(0.0f), x1 = x0, y0 = x0, y1 = x0; /* odd keys in sums of their own */
+        int j = 0;
+        at = kv * dv + c;
+        for (; j + 2 <= keys; j += 2, at += 2 * dv) {
+            x0 += s[j] * numbers(v, at, upper), y0 += s[j] * numbers(v, at + LANES, upper);
+            x1 += s[j + 1] * numbers(v, at + dv, upper);
+            y1 += s[j + 1] * numbers(v, at + dv + LANES, upper);
+        }
+        if (j < keys)
+            x0 += s[j] * numbers(v, at, upper), y0 += s[j] * numbers(v, at + LANES, upper);
+        VEC(out + c) = (x0 + x1) * by;
+        VEC(out + c + LANES) = (y0 + y1) * by;
+    }
+}
+
+/* Room of a worker: scores and gradients of a block, or scores of all keys; packed keys and values. */
+#define ROOM ((i64)2 * BQ * BK + 2 * BQ + (i64)UP(tk, COLS) * (d + dv + 1))
+
+/* q (b, heads, tq, d), k (b, heads / group, tk, d), v (b, heads / group, tk, dv) ->
  * out (b, heads, tq, dv), lse (b, heads, tq). Scores are q k factor[head] + mask, the mask's rows
  * at b * mask_b + head * mask_h + query * mask_q. Query i sees the keys before i + shift, and no
- * more than lengths[b]. */
-KERNEL attention_forward(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL const float *v,
+ * more than lengths[b]. Up to FEW queries may have k and v in bfloat16 (upper). */
+KERNEL attention_forward(GLOBAL const float *q, GLOBAL const float *k, GLOBAL const float *v,
                          GLOBAL const float *factor, GLOBAL const float *mask,
                          GLOBAL const int *lengths, GLOBAL float *out, GLOBAL float *lse,
                          GLOBAL float *room, int batch, int heads, int group, int tq, int tk, int d,
-                         int dv, int shift, int mask_b, int mask_h, int mask_q, int items) {
-    int blocks = UP(tq, BQ) / BQ, padded = UP(tk, COLS);
-    int units = batch * heads * blocks;
+                         int dv, int shift, int mask_b, int mask_h, int mask_q,
+                         int upper, int items) {
+    int units = batch * (heads / group);
     FOR_ITEMS(worker, items) {
-        GLOBAL float *s = room + (i64)worker * (2 * BQ * BK + 2 * BQ);
-        for (int unit = worker; unit < units; unit += items) {
-            int at = unit / blocks, b = at / heads, h = at % heads;
-            i64 kv = at / group;
-            forward_block(q + (i64)at * tq * d, kt + kv * padded * d, v + kv * tk * dv, factor[h],
-                          mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0, mask_q,
-                          unit % blocks * BQ, tq, lengths ? lengths[b] : tk, shift, d, dv,
-                          out + (i64)at * tq * dv, lse + (i64)at * tq, s);
+        GLOBAL float *s = room + worker * ROOM, *kt = s + 2 * BQ * BK + 2 * BQ;
+        for (i64 kv = worker; kv < units; kv += items) {
+            GLOBAL const float *values = v + kv * tk * dv;
+            if (tq > FEW) pack(k + kv * tk * d, tk, d, kt);
+            for (i64 at = kv * group; at < (kv + 1) * group; at++) {
+                int b = at / heads, h = at % heads, length = lengths ? lengths[b] : tk;
+                GLOBAL const float *queries = q + at * tq * d;
+                GLOBAL const float *more = mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0;
+                for (int i = 0; i < tq && tq <= FEW; i++) {
+                    GLOBAL const float *mine = more ? more + (i64)i * mask_q : 0;
+                    GLOBAL float *to = out + (at * tq + i) * dv, *log = lse + at * tq + i;
+                    int n = MAX(0, MIN(length, i + shift));
+                    if (upper)
+                        forward_one(queries + i * d, k, v, factor[h], mine, n, d, dv, to, log, kt,
+                                    kv * tk, 1);
+                    else
+                        forward_one(queries + i * d, k, v, factor[h], mine, n, d, dv, to, log, kt,
+                                    kv * tk, 0);
+                }
+                for (int i = 0; i < tq && tq > FEW; i += BQ)
+                    forward_block(queries, kt, values, factor[h], more, mask_q, i, tq, length,
+                                  shift, d, dv, out + at * tq * dv, lse + at * tq, s);
+            }
         }
     }
 }
@@ -225,26 +289,27 @@ INLINE void backward_head(GLOBAL const float *go, GLOBAL const float *q, GLOBAL 
 }
 
 /* Gradients gq, gk, gv, which are zeros before. go (b, heads, tq, dv) is the gradient of out,
- * delta = sum(go * out) - (the gradient of lse); k as it is and packed, v packed; the rest as in
- * attention_forward. */
+ * delta = sum(go * out) - (the gradient of lse); the rest as in attention_forward. */
 KERNEL attention_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL const float *k,
-                          GLOBAL const float *kt, GLOBAL const float *vt,
-                          GLOBAL const float *factor, GLOBAL const float *mask,
-                          GLOBAL const int *lengths, GLOBAL const float *lse,
+                          GLOBAL const float *v, GLOBAL const float *factor,
+                          GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *lse,
                           GLOBAL const float *delta, GLOBAL float *gq, GLOBAL float *gk,
                           GLOBAL float *gv, GLOBAL float *room, int batch, int heads, int group,
                           int tq, int tk, int d, int dv, int shift, int mask_b, int mask_h,
                           int mask_q, int items) {
-    int padded = UP(tk, COLS), units = batch * (heads / group);
+    int units = batch * (heads / group);
     FOR_ITEMS(worker, items) {
-        GLOBAL float *s = room + (i64)worker * (2 * BQ * BK + 2 * BQ);
+        GLOBAL float *s = room + worker * ROOM, *kt = s + 2 * BQ * BK + 2 * BQ;
+        GLOBAL float *vt = kt + (i64)UP(tk, COLS) * d;
         for (int unit = worker; unit < units; unit += items) {
             i64 kv = unit;
+            pack(k + kv * tk * d, tk, d, kt);
+            pack(v + kv * tk * dv, tk, dv, vt);
             for (int i = 0; i < group; i++) {
                 i64 at = kv * group + i;
                 int b = at / heads, h = at % heads;
                 backward_head(go + at * tq * dv, q + at * tq * d, k + kv * tk * d,
-                              kt + kv * padded * d, vt + kv * padded * dv, factor[h],
+                              kt, vt, factor[h],
                               mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0, mask_q,
                               lse + at * tq, delta + at * tq, tq, lengths ? lengths[b] : tk, shift,
                               d, dv, gq + at * tq * d, gk + kv * tk * d, gv + kv * tk * dv, s);

@@ -7,6 +7,7 @@ and in plain torch, as `reference` does, everywhere else and in float64.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,12 +53,17 @@ def attention(
     if mask is not None and mask.requires_grad:
         options = {"causal": causal, "scale": scale, "temperature": temperature, "sink": sink}
         return reference(q, k, v, **options, lengths=lengths, mask=mask)  # type: ignore[arg-type]
+    learns = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (q, k, v, temperature) if isinstance(x, Tensor)
+    )
     by = factors(q, scale, temperature)
     if mask is not None:
         mask = added(mask, by.dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
-    out, lse = _attention(q, k, v, by, mask, lengths, causal)
+    # a custom op takes longer than a few queries, and is of use to autograd and tracing only
+    run: Any = _attention if learns or _unknown(q) else _computed
+    out, lse = run(q, k, v, by, mask, lengths, causal)
     if sink:
         out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
     return out, lse
@@ -231,8 +237,7 @@ def _unknown(x: Tensor) -> bool:
 # -- the operation ---------------------------------------------------------------------
 
 
-@torch.library.custom_op("community::attention", mutates_args=())
-def _attention(
+def _computed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -243,9 +248,15 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     if attention_gpu.takes(q, v, mask):
         return attention_gpu.forward(q, k, v, factor, mask, lengths, causal)
-    compute = attention_cpu.forward if attention_cpu.takes(q, mask) else _forward_in_torch
-    out, lse = compute(_float(q), _float(k), _float(v), factor, mask, lengths, causal)
+    if attention_cpu.takes(q, mask):
+        out, lse = attention_cpu.forward(q, k, v, factor, mask, lengths, causal)
+    else:
+        wide = _float(q), _float(k), _float(v)
+        out, lse = _forward_in_torch(*wide, factor, mask, lengths, causal)
     return out.to(q.dtype), lse
+
+
+_attention = torch.library.custom_op("community::attention", _computed, mutates_args=())
 
 
 @_attention.register_fake

@@ -11,9 +11,9 @@ from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
 
-BQ, BK = 96, 64  # as in attention.c
+BQ, BK = 48, 256  # as in attention.c
+FEW = 4  # queries that read the keys as they are, also bfloat16; as in attention.c
 _CORES = os.cpu_count() or 1  # asked once: every answer reads a file
-_ROOM = 2 * BQ * BK + 2 * BQ
 
 
 def takes(q: Tensor, mask: Tensor | None) -> bool:
@@ -34,20 +34,22 @@ def forward(
     lengths: Tensor | None,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output and the logsumexp, all in float32. Shapes as in `attention`."""
+    """The output and the logsumexp in float32. Shapes as in `attention`, any dtype but float64."""
     run = kernels("attention")
     assert run is not None
     (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    as_is = k.dtype == torch.bfloat16 and tq <= FEW
+    queries = _wide(q.float())
+    keys, values = (_wide(x if as_is else x.float()) for x in (k, v))
     d, dv = queries.shape[-1], values.shape[-1]
     out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = max(1, min(_CORES, b * h))
+    workers = min(_CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
         "attention_forward",
-        *(queries, _packed(keys), values, factor.contiguous(), mask, lengths, out, lse),
-        *(queries.new_empty(workers * _ROOM), b, h, h // hk, tq, tk, d, dv),
-        *(tk - tq + 1 if causal else tk, *by),
+        *(queries, keys, values, factor.contiguous(), mask, lengths, out, lse),
+        *(_room(keys, values, workers), b, h, h // hk, tq, tk, d, dv),
+        *(tk - tq + 1 if causal else tk, *by, int(as_is)),
         items=workers,
     )
     return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
@@ -72,12 +74,12 @@ def backward(
     queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
     d, dv = queries.shape[-1], values.shape[-1]
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    workers = max(1, min(_CORES, b * hk))
+    workers = min(_CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
         "attention_backward",
-        *(wide_go, queries, keys, _packed(keys), _packed(values), factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, queries.new_empty(workers * _ROOM)),
+        *(wide_go, queries, keys, values, factor.contiguous()),
+        *(mask, lengths, lse.contiguous(), delta, *grads, _room(keys, values, workers)),
         *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *by),
         items=workers,
     )
@@ -94,11 +96,8 @@ def _wide(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
 
 
-def _packed(x: Tensor) -> Tensor:
-    b, h, t, d = x.shape
-    columns = 2 * lanes()
-    packed = x.new_empty(b, h, -(-t // columns) * columns, d)
-    run = kernels("attention")
-    assert run is not None
-    run("attention_pack", x, packed, t, d, items=b * h)
-    return packed
+def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
+    """As ROOM in attention.c."""
+    padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
+    width = keys.shape[3] + values.shape[3] + 1
+    return torch.empty(workers * (2 * BQ * BK + 2 * BQ + padded * width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -41,7 +42,7 @@ def _rows(rows: int, n: int, alpha: float, device: str) -> Case:
     return Case(
         f"{ours.__name__}, {rows} rows of {n}",
         lambda: (ours(x),),
-        {name: (lambda f=f: f(x)) for name, f in _peers(alpha).items()},  # type: ignore[misc]
+        {name: partial(weigh, x) for name, weigh in _peers(alpha).items()},
         lambda: (reference(x.double(), alpha),),
     )
 
@@ -69,6 +70,6 @@ def _attention(b: int, t: int, alpha: float, backward: bool, device: str) -> Cas
     return Case(
         f"entmax {alpha} attention {'backward' if backward else 'forward'} B {b} T {t}",
         run(lambda *x: entmax_attention(*x, alpha=alpha, causal=True), q, k, v),
-        {name: run(lambda *x, f=f: plain(f, *x), q, k, v) for name, f in _peers(alpha).items()},
+        {name: run(partial(plain, weigh), q, k, v) for name, weigh in _peers(alpha).items()},
         truth,
     )

@@ -37,11 +37,9 @@ INLINE float highest(GLOBAL const float *x, int n) {
         odd |= here != here;
         high = greater(here, high);
     }
-    float most = high[0];
-    for (int i = 1; i < LANES; i++) most = MAX(high[i], most);
     for (int i = 0; i < LANES; i++)
         if (odd[i]) return INFINITY_F;
-    return most;
+    return most(high);
 }
 
 /* x -> (x - its largest) for n numbers; returns whether there is a distribution over them, which
@@ -185,30 +183,33 @@ INLINE void gather(GLOBAL const float *w, GLOBAL const int *places, int count,
     }
 }
 
-/* Room of a worker: ROWS rows of scores, then places, weights and slopes of the chosen keys. */
-#define ROOM(keys) ((ROWS + 3) * ((i64)UP(keys, COLS) + COLS))
+/* Room of a worker: ROWS rows of scores, then places, weights and gradients of the chosen keys, then
+ * packed keys. */
+#define ROOM(keys) ((ROWS + 3) * ((i64)UP(keys, COLS) + COLS) + (i64)UP(keys, COLS) * d)
 
-/* q (b, heads, tq, d), kt packed (b, heads / group, tk, d), v (b, heads / group, tk, dv) ->
+/* q (b, heads, tq, d), k (b, heads / group, tk, d), v (b, heads / group, tk, dv) ->
  * out (b, heads, tq, dv), t (b, heads, tq): the thresholds below the highest score. Scores are
  * q k factor[head] + mask, the mask's rows at b * mask_b + head * mask_h + query * mask_q. Query i
  * sees the keys before i + offset, and no more than lengths[b]. */
-KERNEL entmax_forward(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL const float *v,
+KERNEL entmax_forward(GLOBAL const float *q, GLOBAL const float *k, GLOBAL const float *v,
                       GLOBAL const float *factor, GLOBAL const float *mask,
                       GLOBAL const int *lengths, GLOBAL float *out, GLOBAL float *t,
                       GLOBAL float *room, int batch, int heads, int group, int tq, int tk, int d,
                       int dv, int offset, int mask_b, int mask_h, int mask_q, float alpha,
                       int items) {
-    int padded = UP(tk, COLS), stride = padded + COLS;
+    int stride = UP(tk, COLS) + COLS;
     FOR_ITEMS(worker, items) {
         GLOBAL float *s = room + worker * ROOM(tk), *w = s + (ROWS + 1) * stride;
         GLOBAL int *places = (GLOBAL int *)(s + ROWS * stride);
+        GLOBAL float *kt = s + (ROWS + 3) * stride;
         for (int at = worker; at < batch * heads; at += items) {
             int b = at / heads, h = at % heads;
             i64 kv = at / group;
+            pack(k + kv * tk * d, tk, d, kt);
             GLOBAL const float *values = v + kv * tk * dv;
             for (int q0 = 0; q0 < tq; q0 += ROWS) {
                 int rows = MIN(ROWS, tq - q0);
-                int n = scored(q + (i64)at * tq * d, kt + kv * padded * d, factor[h],
+                int n = scored(q + (i64)at * tq * d, kt, factor[h],
                                mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0, mask_q, alpha,
                                q0, rows, lengths ? lengths[b] : tk, offset, d, s, stride);
                 for (int r = 0; r < rows; r++) {
@@ -233,31 +234,25 @@ KERNEL entmax_forward(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL cons
     }
 }
 
-INLINE float dot(GLOBAL const float *a, GLOBAL const float *b, int width) {
-    vec x = ALL(0.0f), y = x;
-    for (int c = 0; c < width; c += COLS)
-        x += CVEC(a + c) * CVEC(b + c), y += CVEC(a + c + LANES) * CVEC(b + c + LANES);
-    return total(x + y);
-}
-
 INLINE void add_to(GLOBAL float *to, float by, GLOBAL const float *x, int width) {
     for (int c = 0; c < width; c += LANES) VEC(to + c) = CVEC(to + c) + by * CVEC(x + c);
 }
 
 /* Gradients gq, gk, gv of entmax_forward, gk and gv zeros before; go (b, heads, tq, dv) is that of
- * out, k as it is and packed. With slopes s_j (1, or the weight's root) the gradient of score j is
+ * out. With slopes s_j (1, or the weight's root) the gradient of score j is
  * s_j (dp_j - sum(s dp) / sum(s)), where dp_j = go v_j. */
 KERNEL entmax_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL const float *k,
-                       GLOBAL const float *kt, GLOBAL const float *v, GLOBAL const float *factor,
-                       GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *t,
+                       GLOBAL const float *v, GLOBAL const float *factor, GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *t,
                        GLOBAL float *gq, GLOBAL float *gk, GLOBAL float *gv, GLOBAL float *room,
                        int batch, int heads, int group, int tq, int tk, int d, int dv, int offset,
                        int mask_b, int mask_h, int mask_q, float alpha, int items) {
-    int padded = UP(tk, COLS), stride = padded + COLS, units = batch * (heads / group);
+    int stride = UP(tk, COLS) + COLS, units = batch * (heads / group);
     FOR_ITEMS(worker, items) {
         GLOBAL float *s = room + worker * ROOM(tk), *w = s + (ROWS + 1) * stride, *dp = w + stride;
         GLOBAL int *places = (GLOBAL int *)(s + ROWS * stride);
-        for (int unit = worker * group; unit < units * group; unit += items * group)
+        GLOBAL float *kt = dp + stride;
+        for (int unit = worker * group; unit < units * group; unit += items * group) {
+            pack(k + (i64)(unit / group) * tk * d, tk, d, kt);
             for (int at = unit; at < unit + group; at++) {
                 int b = at / heads, h = at % heads;
                 i64 kv = at / group;
@@ -265,7 +260,7 @@ KERNEL entmax_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL con
                 GLOBAL const float *values = v + kv * tk * dv, *gout = go + (i64)at * tq * dv;
                 for (int q0 = 0; q0 < tq; q0 += ROWS) {
                     int rows = MIN(ROWS, tq - q0);
-                    int n = scored(queries, kt + kv * padded * d, factor[h],
+                    int n = scored(queries, kt, factor[h],
                                    mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0, mask_q,
                                    alpha, q0, rows, lengths ? lengths[b] : tk, offset, d, s, stride);
                     for (int r = 0; r < rows; r++) {
@@ -298,5 +293,6 @@ KERNEL entmax_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL con
                     }
                 }
             }
+        }
     }
 }

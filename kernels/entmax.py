@@ -22,7 +22,7 @@ from community.kernels.attention import (
     scores,
     shared,
 )
-from community.kernels.attention_cpu import _packed, _wide
+from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes
@@ -177,13 +177,13 @@ def _attention(
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
         t = _threshold(shifted, alpha)
         return _weights(shifted, t, alpha) @ shared(v, q), t.squeeze(-1)
-    (b, h, tq, _), tk = q.shape, k.shape[2]
+    b, h, tq, _ = q.shape
     queries, keys, values = _wide(q), _wide(k), _wide(v)
     out, t = q.new_empty(b, h, tq, values.shape[-1]), q.new_empty(b, h, tq)
-    packed, mask, numbers = _call(queries, keys, values, mask, causal)
+    mask, numbers = _call(queries, keys, values, mask, causal)
     workers = min(_CORES, b * h)
-    tensors = (queries, packed, values, factor.contiguous(), mask, lengths, out, t)
-    run("entmax_forward", *tensors, _room(q, tk, workers), *numbers, float(alpha), items=workers)
+    tensors = (queries, keys, values, factor.contiguous(), mask, lengths, out, t)
+    run("entmax_forward", *tensors, _room(keys, workers), *numbers, float(alpha), items=workers)
     return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
 
 
@@ -213,13 +213,13 @@ def _attention_backward(
         gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
         gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
         return ds @ shared(k, q), gk, gv
-    (b, hk, tk, _) = k.shape
+    b, hk = k.shape[:2]
     queries, keys, values = _wide(q), _wide(k), _wide(v)
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    packed, mask, numbers = _call(queries, keys, values, mask, causal)
+    mask, numbers = _call(queries, keys, values, mask, causal)
     workers = min(_CORES, b * hk)
-    tensors = (_wide(go), queries, keys, packed, values, factor.contiguous(), mask, lengths)
-    room = _room(q, tk, workers)
+    tensors = (_wide(go), queries, keys, values, factor.contiguous(), mask, lengths)
+    room = _room(keys, workers)
     run(
         "entmax_backward",
         *tensors,
@@ -264,18 +264,19 @@ _attention.register_autograd(_differentiate_attention, setup_context=_keep_atten
 
 def _call(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
-    """Packed keys, the mask, and the numbers that both kernels take."""
+) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The mask, and the numbers that both kernels take."""
     (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
     mask, by = strides(mask, q, k)
     offset = tk - tq + 1 if causal else tk
-    return _packed(k), mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
+    return mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
 
 
-def _room(q: Tensor, keys: int, workers: int) -> Tensor:
+def _room(keys: Tensor, workers: int) -> Tensor:
     """As ROOM in entmax.c."""
-    columns = 2 * lanes()
-    return q.new_empty(workers * (_ROWS + 3) * (-(-keys // columns) * columns + columns))
+    columns, (length, width) = 2 * lanes(), keys.shape[-2:]
+    padded = -(-length // columns) * columns
+    return keys.new_empty(workers * ((_ROWS + 3) * (padded + columns) + padded * width))
 
 
 # -- in torch --------------------------------------------------------------------------

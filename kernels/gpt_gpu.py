@@ -61,7 +61,7 @@ class GpuLanguageModel(LanguageModel):
         self.weights = torch.cat([part.reshape(-1) for part in parts])
         self._rotary = None
         if not self.layout.learned:
-            speeds, scale = _rotary(model)
+            speeds, scale = _rotary(model, self.layout.size)
             self._rotary = speeds.cpu(), scale  # cosines and sines are made there
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0

@@ -1,88 +1,184 @@
-/* Lossless weights: decoding of blocks of 256 values, and the checksum. Layout: lossless.py. */
+/* Lossless weights: decoding block by block, and the checksum. Layout: lossless.py. */
 #include "items.h"
 
-#define BLOCK 256
-#define SUM_LANES 64
+#if !defined(__OPENCL_VERSION__) && defined(__BMI2__)
+#include <immintrin.h>
+#endif
 
-/* The three bits of value k * 32 + j of a block: two of low[64], one of high[32]. */
+#define UNIT 256
+#define BLOCK 2048 /* values that a kernel decodes at a time, as in lossless.py */
+#define SUM_LANES 64
+#define INLINE static inline __attribute__((always_inline))
+
+/* Fields of a payload begin anywhere. */
+#ifdef __OPENCL_VERSION__
+typedef u64 word __attribute__((aligned(1)));
+typedef u16 pair __attribute__((aligned(1)));
+typedef u32 quad __attribute__((aligned(1)));
+#else
+typedef u64 word __attribute__((aligned(1), may_alias));
+typedef u16 pair __attribute__((aligned(1), may_alias));
+typedef u32 quad __attribute__((aligned(1), may_alias));
+#endif
+
+/* 64 bits from bit `at` on; the bytes after the stream belong to the payload as well. */
+INLINE u64 stream(GLOBAL const u8 *restrict from, i64 at) {
+    GLOBAL const u8 *p = from + (at >> 3);
+    int s = at & 7;
+    u64 low = 0;
+#ifdef __OPENCL_VERSION__
+    for (int i = 0; i < 8; i++) low |= (u64)p[i] << (8 * i);
+#else
+    memcpy(&low, p, 8);
+#endif
+    return s ? low >> s | (u64)p[8] << (64 - s) : low;
+}
+
+/* The lowest bits of x at the places of mask's bits, in order. */
+INLINE u64 deposit(u64 x, u64 mask) {
+#if defined(__OPENCL_VERSION__) && defined(__BMI2__)
+    return __builtin_ia32_pdep_di(x, mask);
+#elif defined(__BMI2__)
+    return _pdep_u64(x, mask);
+#else
+    u64 y = 0;
+    for (; mask; mask &= mask - 1, x >>= 1) y |= mask & -mask & -(x & 1);
+    return y;
+#endif
+}
+
+INLINE int ones(u64 x) {
+#ifdef __OPENCL_VERSION__
+    return (int)popcount(x);
+#else
+    return __builtin_popcountll(x);
+#endif
+}
+
+/* table[code] for 64 codes of four bits, given as four planes */
+INLINE void look_up(u64 k0, u64 k1, u64 k2, u64 k3, GLOBAL const u8 *restrict table, u8 *e) {
+#if !defined(__OPENCL_VERSION__) && defined(__AVX512BW__)
+    __m512i code = _mm512_maskz_set1_epi8(k0, 1);
+    code = _mm512_or_si512(code, _mm512_maskz_set1_epi8(k1, 2));
+    code = _mm512_or_si512(code, _mm512_maskz_set1_epi8(k2, 4));
+    code = _mm512_or_si512(code, _mm512_maskz_set1_epi8(k3, 8));
+    __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    _mm512_storeu_si512(e, _mm512_shuffle_epi8(all, code));
+#elif !defined(__OPENCL_VERSION__) && defined(__BMI2__)
+    const u64 each = 0x0101010101010101;
+    __m128i all = _mm_loadu_si128((const __m128i *)table);
+    for (int i = 0; i < 64; i += 16) {
+        u64 half[2];
+        for (int h = 0; h < 2; h++) {
+            int by = i + 8 * h;
+            half[h] = _pdep_u64(k0 >> by, each) | _pdep_u64(k1 >> by, each) << 1 |
+                      _pdep_u64(k2 >> by, each) << 2 | _pdep_u64(k3 >> by, each) << 3;
+        }
+        __m128i code = _mm_loadu_si128((const __m128i *)half);
+        _mm_storeu_si128((__m128i *)(e + i), _mm_shuffle_epi8(all, code));
+    }
+#else
+    for (int i = 0; i < 64; i++)
+        e[i] = table[(k0 >> i & 1) | (k1 >> i & 1) << 1 | (k2 >> i & 1) << 2 | (k3 >> i & 1) << 3];
+#endif
+}
+
+/* Exponents of one block of n values; 0 if its planes are not those that were counted. */
+INLINE int expand(GLOBAL const word *restrict planes, GLOBAL const u8 *restrict seconds,
+                  GLOBAL const u8 *restrict thirds, GLOBAL const u8 *restrict table,
+                  GLOBAL const i64 *restrict starts, int n, u8 *e) {
+    i64 one = starts[0], three = starts[1];
+    int found1 = 0, found2 = 0;
+    for (int g = 0; g < n / 64; g++) {
+        u64 low = planes[2 * g], high = planes[2 * g + 1];
+        found1 += ones(high & ~low), found2 += ones(high & low);
+    }
+    if (found1 != starts[3] - one || found2 != starts[4] - three) return 0;
+    three *= 3;
+    for (int g = 0; g < n / 64; g++) {
+        u64 low = planes[2 * g], high = planes[2 * g + 1];
+        u64 second = high & ~low, third = high & low;
+        int count = ones(third);
+        u64 k0 = (low & ~high) | deposit(stream(seconds, one), second) |
+                 deposit(stream(thirds, three), third);
+        u64 k1 = second | deposit(stream(thirds, three + count), third);
+        u64 k2 = deposit(stream(thirds, three + 2 * count), third);
+        look_up(k0, k1, k2, third, table, e + g * 64);
+        one += ones(second);
+        three += 3 * count;
+    }
+    return 1;
+}
+
+/* The three bits of value k * 32 + j of a unit: two of low[64], one of high[32]. */
 #define CODE(low, high, k, j) \
     (u8)((((low)[((k) & 1) * 32 + (j)] >> ((k) >> 1) * 2) & 3) | (((high)[j] >> (k)) & 1) << 2)
 
-KERNEL decode_bf16(GLOBAL const u8 *restrict raw, GLOBAL const u8 *restrict codes,
-                   GLOBAL const int *restrict ends, GLOBAL const u8 *restrict places,
-                   GLOBAL const u8 *restrict exponents, GLOBAL u16 *restrict out, int base,
+/* What every decoder begins with: `starts` has the bits of `seconds`, a third of those of `thirds`
+ * and the escapes before each block and, at the end, of all; damaged[0] becomes 1 where these are
+ * not the planes' own numbers. `values` is a multiple of UNIT. */
+#define FIELDS                                                                                  \
+    GLOBAL const word *restrict planes, GLOBAL const u8 *restrict seconds,                       \
+        GLOBAL const u8 *restrict thirds, GLOBAL const u8 *restrict table,                      \
+        GLOBAL const i64 *restrict starts, GLOBAL const u8 *restrict raw
+#define ESCAPES GLOBAL const pair *restrict places, GLOBAL const u8 *restrict exponents
+#define BEGIN                                                                                   \
+    i64 first = (i64)b * BLOCK;                                                                 \
+    int n = values - first < BLOCK ? (int)(values - first) : BLOCK;                             \
+    u8 e[BLOCK];                                                                                \
+    if (!expand(planes + first / 32, seconds, thirds, table, starts + 3 * b, n, e)) {           \
+        damaged[0] = 1;                                                                         \
+        continue;                                                                               \
+    }                                                                                           \
+    for (i64 i = starts[3 * b + 2]; i < starts[3 * b + 5]; i++)                                 \
+        e[places[i] % BLOCK] = exponents[i];                                                    \
+    GLOBAL const u8 *restrict r = raw + first;
+
+KERNEL decode_bf16(FIELDS, ESCAPES, GLOBAL u16 *restrict out, GLOBAL int *damaged, int units,
                    int items) {
+    i64 values = (i64)units * UNIT;
     FOR_ITEMS(b, items) {
-        GLOBAL const u8 *restrict r = raw + (i64)b * BLOCK;
-        GLOBAL const u8 *restrict low = codes + (i64)b * 96;
-        GLOBAL const u8 *restrict high = low + 64;
-        GLOBAL u16 *restrict o = out + (i64)b * BLOCK;
+        BEGIN
+        GLOBAL u16 *restrict o = out + first;
+        for (int i = 0; i < n; i++)
+            o[i] = (u16)((r[i] & 0x7f) | e[i] << 7 | (r[i] & 0x80) << 8);
+    }
+}
+
+KERNEL decode_fp16(FIELDS, GLOBAL const u8 *restrict rest, ESCAPES, GLOBAL u16 *restrict out,
+                   GLOBAL int *damaged, int units, int items) {
+    i64 values = (i64)units * UNIT;
+    FOR_ITEMS(b, items) {
+        BEGIN
+        for (int u = 0; u < n; u += UNIT) {
+            GLOBAL const u8 *restrict low = rest + (first + u) / UNIT * 96;
+            GLOBAL const u8 *restrict high = low + 64;
+            GLOBAL u16 *restrict o = out + first + u;
 #pragma GCC unroll 8
-        for (int k = 0; k < 8; k++)
-            for (int j = 0; j < 32; j++) {
-                u8 e = (u8)(CODE(low, high, k, j) + base);
-                u8 v = r[k * 32 + j];
-                o[k * 32 + j] = (u16)((v & 0x7f) | e << 7 | (v & 0x80) << 8);
-            }
-        for (int n = b ? ends[b - 1] : 0; n < ends[b]; n++) {
-            int i = places[n];
-            o[i] = (u16)((o[i] & 0x807f) | exponents[n] << 7);
+            for (int k = 0; k < 8; k++)
+                for (int j = 0; j < 32; j++) {
+                    u8 m = CODE(low, high, k, j), v = r[u + k * 32 + j];
+                    o[k * 32 + j] = (u16)((v & 0x7f) | m << 7 | (e[u + k * 32 + j] & 31) << 10 |
+                                          (v & 0x80) << 8);
+                }
         }
     }
 }
 
-KERNEL decode_fp16(GLOBAL const u8 *restrict raw, GLOBAL const u8 *restrict codes,
-                   GLOBAL const u8 *restrict rest, GLOBAL const int *restrict ends,
-                   GLOBAL const u8 *restrict places, GLOBAL const u8 *restrict exponents,
-                   GLOBAL u16 *restrict out, int base, int items) {
+KERNEL decode_fp32(FIELDS, GLOBAL const pair *restrict rest, ESCAPES, GLOBAL u32 *restrict out,
+                   GLOBAL int *damaged, int units, int items) {
+    i64 values = (i64)units * UNIT;
     FOR_ITEMS(b, items) {
-        GLOBAL const u8 *restrict r = raw + (i64)b * BLOCK;
-        GLOBAL const u8 *restrict low = codes + (i64)b * 96;
-        GLOBAL const u8 *restrict high = low + 64;
-        GLOBAL const u8 *restrict low2 = rest + (i64)b * 96;
-        GLOBAL const u8 *restrict high2 = low2 + 64;
-        GLOBAL u16 *restrict o = out + (i64)b * BLOCK;
-#pragma GCC unroll 8
-        for (int k = 0; k < 8; k++)
-            for (int j = 0; j < 32; j++) {
-                u8 e = (u8)(CODE(low, high, k, j) + base) & 31;
-                u8 m = CODE(low2, high2, k, j);
-                u8 v = r[k * 32 + j];
-                o[k * 32 + j] = (u16)((v & 0x7f) | m << 7 | e << 10 | (v & 0x80) << 8);
-            }
-        for (int n = b ? ends[b - 1] : 0; n < ends[b]; n++) {
-            int i = places[n];
-            o[i] = (u16)((o[i] & 0x83ff) | (exponents[n] & 31) << 10);
-        }
-    }
-}
-
-KERNEL decode_fp32(GLOBAL const u8 *restrict raw, GLOBAL const u8 *restrict codes,
-                   GLOBAL const u16 *restrict rest, GLOBAL const int *restrict ends,
-                   GLOBAL const u8 *restrict places, GLOBAL const u8 *restrict exponents,
-                   GLOBAL u32 *restrict out, int base, int items) {
-    FOR_ITEMS(b, items) {
-        GLOBAL const u8 *restrict r = raw + (i64)b * BLOCK;
-        GLOBAL const u8 *restrict low = codes + (i64)b * 96;
-        GLOBAL const u8 *restrict high = low + 64;
-        GLOBAL const u16 *restrict h = rest + (i64)b * BLOCK;
-        GLOBAL u32 *restrict o = out + (i64)b * BLOCK;
-#pragma GCC unroll 8
-        for (int k = 0; k < 8; k++)
-            for (int j = 0; j < 32; j++) {
-                u8 e = (u8)(CODE(low, high, k, j) + base);
-                u32 v = r[k * 32 + j];
-                o[k * 32 + j] = h[k * 32 + j] | (v & 0x7f) << 16 | (u32)e << 23 | (v & 0x80) << 24;
-            }
-        for (int n = b ? ends[b - 1] : 0; n < ends[b]; n++) {
-            int i = places[n];
-            o[i] = (o[i] & 0x807fffff) | (u32)exponents[n] << 23;
-        }
+        BEGIN
+        GLOBAL const pair *restrict h = rest + first;
+        GLOBAL u32 *restrict o = out + first;
+        for (int i = 0; i < n; i++)
+            o[i] = h[i] | (r[i] & 0x7f) << 16 | (u32)e[i] << 23 | (u32)(r[i] & 0x80) << 24;
     }
 }
 
 /* Fletcher's sums of rows of 64 words, lane by lane: sums[0:64] and the sums of those. */
-KERNEL checksum(GLOBAL const u32 *restrict words, GLOBAL u32 *restrict sums, int rows,
+KERNEL checksum(GLOBAL const quad *restrict words, GLOBAL u32 *restrict sums, int rows,
                 int items) {
     FOR_ITEMS(unused, items) {
         u32 a[SUM_LANES], b[SUM_LANES];

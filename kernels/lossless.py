@@ -1,14 +1,20 @@
-"""Weights in fewer bytes, bit for bit: trained bfloat16 in about 70% of its size.
+"""Weights in fewer bytes, bit for bit: trained bfloat16 in about 68% of its size.
 
-The exponents of trained weights crowd within a few neighbouring values. A tensor gets one
-window of eight exponents; a value stores its place in the window in 3 bits, and sign and
-mantissa as they are. The few values outside ("escapes") add their exponent and their place
-within their block of 256. Every field has a fixed place, so decoding is arithmetic on whole
-vectors, without a bit stream to follow.
+The exponents of trained weights crowd within a few neighbouring values. The four most frequent of
+a tensor have codes of 2 or 3 bits, the next seven of 5 bits: two bits say which (0, 1, one of the
+next two, one of the rest), kept as two planes of one bit a value; the bit that tells the next two
+apart and the three bits of the rest follow in streams of their own. For 64 values the planes are
+words of 64 bits, and PDEP deposits the streams' bits in the places of the values that they belong
+to, so no code waits for the one before it. What is none of the eleven ("escapes") stands in full
+at the end. Sign and mantissa are stored as they are.
 
-Payload, for `blocks` blocks: raw (sign and 7 low mantissa bits: 256 bytes a block), codes
-(96 bytes a block), rest (float16: 3 more mantissa bits, packed like codes; float32: 16 low
-bits), counts of escapes (u16 a block), places and exponents of escapes (a byte each).
+Payload: table (16 bytes: the exponents by code), for each block of 2048 values three u16 (bits of
+the second stream, codes of the third, escapes), planes (16 bytes for 64 values, the low bits
+first), raw (sign and 7 low mantissa bits, a byte a value), rest (float16: 3 more mantissa bits,
+96 bytes for 256 values; float32: 16 low bits), the second and third stream (for 64 values the
+lowest bits of their codes, then the middle, then the high), places of escapes in their block (u16)
+and their exponents (u8), 16 zeros that a word read at a stream's end may reach into. Values are
+filled up with zeros to a multiple of 256.
 """
 
 from __future__ import annotations
@@ -27,15 +33,16 @@ from community.kernels.backend import kernels
 from community.kernels.build import Program
 
 MAGIC = b"CMLW"
-VERSION = 1
+VERSION = 2
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-BLOCK = 256
-WINDOW = 8
-_PACKED = BLOCK * 3 // 8
+UNIT = 256
+BLOCK = 2048  # as in lossless.c
+_PACKED = UNIT * 3 // 8
+_TAIL = 16
 _LANES = 64
 _RAW, _CODED = 0, 1
-# magic, version, dtype, method, dimensions, base, values, escapes, bytes of payload
-_HEAD = struct.Struct("<4sBBBBBQQQ")
+# magic, version, dtype, method, dimensions, values, bytes of payload
+_HEAD = struct.Struct("<4sBBBBQQ")
 _SUM = struct.Struct("<I")
 Words = NDArray[np.unsignedinteger]
 Bytes = NDArray[np.uint8]
@@ -55,16 +62,11 @@ def compress(tensor: Tensor) -> bytes:
         raise ValueError(f"compress takes up to 255 dimensions, not {tensor.dim()}")
     flat = tensor.detach().contiguous().view(-1)
     plain = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
-    base, escapes, coded = _encode(flat) if flat.numel() else (0, 0, plain)
+    coded = _encode(flat) if flat.numel() else plain
     method = _CODED if len(coded) < len(plain) else _RAW
     payload = (coded if method == _CODED else plain).tobytes()
     place = DTYPES.index(tensor.dtype)
-    counts = (
-        (base, flat.numel(), escapes, len(payload))
-        if method
-        else (0, flat.numel(), 0, len(payload))
-    )
-    head = _HEAD.pack(MAGIC, VERSION, place, method, tensor.dim(), *counts)
+    head = _HEAD.pack(MAGIC, VERSION, place, method, tensor.dim(), flat.numel(), len(payload))
     head += struct.pack(f"<{tensor.dim()}Q", *tensor.shape)
     return head + _SUM.pack(_checksum(head, np.frombuffer(payload, np.uint8))) + payload
 
@@ -91,7 +93,7 @@ def _decompress(
     view = memoryview(data).cast("B")
     if len(view) < _HEAD.size or bytes(view[:4]) != MAGIC:
         raise ValueError("these are not compressed weights: the first bytes are others")
-    _, version, kind, method, dims, base, values, escapes, size = _HEAD.unpack_from(view)
+    _, version, kind, method, dims, values, size = _HEAD.unpack_from(view)
     if version != VERSION:
         raise ValueError(f"weights compressed by version {version}; this one reads {VERSION}")
     start = _HEAD.size + 8 * dims + _SUM.size
@@ -115,9 +117,9 @@ def _decompress(
             return torch.empty(shape, dtype=dtype) if out is None else out
         plain = torch.from_numpy(payload.copy()).view(dtype).view(shape)
         return plain if out is None else out.copy_(plain)
-    # whole blocks are written, so only tensors of whole blocks are written in place
-    direct = None if out is None or values % BLOCK else out.detach().view(-1)
-    made = _decode(payload, dtype, base, values, escapes, run, direct).view(shape)
+    # whole units are written, so only tensors of whole units are written in place
+    direct = None if out is None or values % UNIT else out.detach().view(-1)
+    made = _decode(payload, dtype, values, run, direct).view(shape)
     return made if out is None else out if direct is not None and run else out.copy_(made)
 
 
@@ -151,30 +153,61 @@ def _split_top(bits: NDArray[np.uint16]) -> tuple[Bytes, Bytes]:
     return (bits >> 7).astype(np.uint8), ((bits >> 8) & 0x80 | bits & 0x7F).astype(np.uint8)
 
 
-def _encode(flat: Tensor) -> tuple[int, int, Bytes]:
-    """(first exponent of the window, number of escapes, payload)."""
-    exponents, raw, rest = _split(flat)
-    counts = np.bincount(exponents, minlength=256 + WINDOW - 1)
-    base = int(np.convolve(counts, np.ones(WINDOW, np.int64), "valid").argmax())
-    codes = exponents - np.uint8(base)  # wraps round: also what lies below is far above
-    (outside,) = np.nonzero(codes >= WINDOW)
-    codes[outside] = 0
-    per_block = np.bincount(outside // BLOCK, minlength=-(-len(raw) // BLOCK)).astype("<u2")
-    parts = [_padded(raw), _pack(_padded(codes))]
+def _encode(flat: Tensor) -> Bytes:
+    """The payload."""
+    exponents, raw, rest = (x if x is None else _padded(x) for x in _split(flat))
+    assert exponents is not None and raw is not None
+    order = np.argsort(-np.bincount(exponents, minlength=256), kind="stable").astype(np.uint8)
+    table = np.zeros(16, np.uint8)
+    table[:4], table[8:15] = order[:4], order[4:11]
+    codes = np.full(256, 15, np.uint8)
+    codes[table[8:15]] = np.arange(8, 15)
+    codes[table[:4]] = np.arange(4)
+    code = codes[exponents]
+    second, third, outside = (code & 14) == 2, code >= 8, code == 15
+    planes = np.stack([_bits(x) for x in ((code == 1) | third, code >= 2)], axis=1)
+    counts = np.stack([_sums(x, BLOCK) for x in (second, third, outside)], axis=1)
+    (places,) = np.nonzero(outside)
+    parts = [table, counts.astype("<u2"), planes, raw]
     if rest is not None:
-        packed = flat.dtype == torch.float16
-        parts.append(_pack(_padded(rest.astype(np.uint8))) if packed else _padded(rest))
-    places = (outside % BLOCK).astype(np.uint8)
-    parts += [per_block, places, exponents[outside]]
-    return base, len(outside), np.concatenate([p.view(np.uint8) for p in parts])
+        parts.append(_pack(rest.astype(np.uint8)) if flat.dtype == torch.float16 else rest)
+    parts.append(np.packbits(code[second] & 1, bitorder="little"))
+    parts.append(np.packbits(_three(code[third], _sums(third, 64)), bitorder="little"))
+    parts += [(places % BLOCK).astype("<u2"), exponents[places], np.zeros(_TAIL, np.uint8)]
+    return np.concatenate([p.reshape(-1).view(np.uint8) for p in parts])
+
+
+def _bits(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """A word of bits for 64 values, the first lowest."""
+    return np.packbits(chosen, bitorder="little").view("<u8")
+
+
+def _sums(chosen: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    return np.add.reduceat(chosen, np.arange(0, len(chosen), size), dtype=np.int64)
+
+
+def _three(codes: Bytes, counts: NDArray[np.int64]) -> Bytes:
+    """The three low bits of codes: for each count all lowest bits, then the middle, the high."""
+    bits = np.empty(3 * len(codes), np.uint8)
+    for k, places in enumerate(_places(counts)):
+        bits[places] = codes >> k & 1
+    return bits
+
+
+def _places(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Where `_three` puts the lowest, middle and high bits."""
+    before = np.cumsum(counts) - counts
+    place = np.arange(counts.sum()) + np.repeat(2 * before, counts)
+    for k in range(3):
+        yield place + k * np.repeat(counts, counts)
 
 
 def _padded(values: Words) -> Words:
-    return np.pad(values, (0, -len(values) % BLOCK))
+    return np.pad(values, (0, -len(values) % UNIT))
 
 
 def _pack(codes: Words) -> Bytes:
-    """Blocks of 256 three-bit codes in 96 bytes: 64 with the low two bits, 32 with the high."""
+    """Units of 256 three-bit codes in 96 bytes: 64 with the low two bits, 32 with the high."""
     pairs = (codes.reshape(-1, 4, 64) & 3) << np.array([[0], [2], [4], [6]], np.uint8)
     highs = (codes.reshape(-1, 8, 32) >> 2) << np.arange(8, dtype=np.uint8)[:, None]
     both = [np.bitwise_or.reduce(part, axis=1) for part in (pairs, highs)]
@@ -192,32 +225,58 @@ def _unpack(packed: Bytes) -> Bytes:
 
 
 def _decode(
-    payload: Bytes,
-    dtype: torch.dtype,
-    base: int,
-    values: int,
-    escapes: int,
-    run: Program | None,
-    out: Tensor | None,
+    payload: Bytes, dtype: torch.dtype, values: int, run: Program | None, out: Tensor | None
 ) -> Tensor:
-    blocks = -(-values // BLOCK)
-    rest_size = {torch.float16: _PACKED, torch.float32: 2 * BLOCK}.get(dtype, 0)
-    sizes = (BLOCK * blocks, _PACKED * blocks, rest_size * blocks, 2 * blocks, escapes, escapes)
-    if sum(sizes) != len(payload) or blocks >= 2**31 or escapes >= 2**31:
+    units, blocks = -(-values // UNIT), -(-values // BLOCK)
+    if len(payload) < 16 + 6 * blocks or units >= 2**31:
         raise ValueError("damaged compressed weights: the header contradicts itself")
-    raw, codes, rest, counts, places, exponents = _cut(payload, sizes)
-    ends = np.cumsum(counts.copy().view("<u2"), dtype=np.int64)
-    if ends[-1] != escapes:
-        raise ValueError("damaged compressed weights: the number of escapes differs")
+    starts = np.zeros((blocks + 1, 3), np.int64)
+    counts = payload[16 : 16 + 6 * blocks].copy().view("<u2").reshape(-1, 3)
+    np.cumsum(counts, axis=0, out=starts[1:])
+    seconds, thirds, escapes = map(int, starts[-1])
+    rest_size = {torch.float16: _PACKED, torch.float32: 2 * UNIT}.get(dtype, 0)
+    sizes = (
+        *(16, 6 * blocks, 64 * units, UNIT * units, rest_size * units),
+        *(-(-seconds // 8), -(-3 * thirds // 8), 2 * escapes, escapes, _TAIL),
+    )
+    if sum(sizes) != len(payload):
+        raise ValueError("damaged compressed weights: the header contradicts itself")
+    table, _, planes, raw, rest, second, third, places, exponents, _ = _cut(payload, sizes)
     if run is None:
-        return _decode_plain(dtype, base, raw, codes, rest, ends, places, exponents)[:values]
-    out = torch.empty(blocks * BLOCK, dtype=dtype) if out is None else out
+        code = _codes(planes, second, third, starts)
+        found = table[code]
+        block = np.repeat(np.arange(blocks), counts[:, 2])
+        place = block * BLOCK + places.copy().view("<u2") % BLOCK
+        found[place[place < len(found)]] = exponents[place < len(found)]
+        return _joined(dtype, found, raw, rest)[:values]
+    out = torch.empty(units * UNIT, dtype=dtype) if out is None else out
     extra = () if dtype == torch.bfloat16 else (_tensor(rest),)
     name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
-    places, exponents = places if escapes else raw[:1], exponents if escapes else raw[:1]
-    fields = (_tensor(raw), _tensor(codes), *extra, torch.from_numpy(ends.astype(np.int32)))
-    run(f"decode_{name}", *fields, _tensor(places), _tensor(exponents), out, base, items=blocks)
+    damaged = torch.zeros(1, dtype=torch.int32)
+    # an empty field has no memory: the table stands in, and nothing of it is read
+    fields = [_tensor(x if len(x) else table) for x in (planes, second, third, table)]
+    fields += [torch.from_numpy(starts), _tensor(raw), *extra]
+    fields += [_tensor(x if len(x) else table) for x in (places, exponents)]
+    run(f"decode_{name}", *fields, out, damaged, units, items=blocks)
+    if damaged:
+        raise ValueError("damaged compressed weights: the planes were counted differently")
     return out[:values]
+
+
+def _codes(planes: Bytes, second: Bytes, third: Bytes, starts: NDArray[np.int64]) -> Bytes:
+    """Codes of four bits, an index into the table, for every value. Raises ValueError."""
+    pair = np.unpackbits(planes.reshape(-1, 2, 8), axis=2, bitorder="little")
+    low, high = pair[:, 0].reshape(-1), pair[:, 1].reshape(-1)
+    code = low + 2 * high
+    chosen = [code == 2, code == 3]
+    sums = np.stack([_sums(x, BLOCK) for x in chosen], axis=1)
+    if not np.array_equal(sums, np.diff(starts[:, :2], axis=0)):
+        raise ValueError("damaged compressed weights: the planes were counted differently")
+    ones, threes = (np.unpackbits(x, bitorder="little") for x in (second, third))
+    code[chosen[0]] += ones[: starts[-1, 0]]
+    parts = [threes[p] << k for k, p in enumerate(_places(_sums(chosen[1], 64)))]
+    code[chosen[1]] = 8 + np.bitwise_or.reduce(parts)
+    return code
 
 
 def _tensor(field: Bytes) -> Tensor:
@@ -241,19 +300,8 @@ def _cut(payload: Bytes, sizes: tuple[int, ...]) -> Iterator[Bytes]:
         start += size
 
 
-def _decode_plain(
-    dtype: torch.dtype,
-    base: int,
-    raw: Bytes,
-    codes: Bytes,
-    rest: Bytes,
-    ends: NDArray[np.int64],
-    places: Bytes,
-    exponents: Bytes,
-) -> Tensor:
-    found = _unpack(codes) + np.uint8(base)
-    block = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    found[block * BLOCK + places] = exponents
+def _joined(dtype: torch.dtype, found: Bytes, raw: Bytes, rest: Bytes) -> Tensor:
+    """Values from their exponents, sign with 7 bits of mantissa, and the rest of the mantissa."""
     top = raw.astype(np.uint16)
     signs, mantissas, wide = (top & 0x80) << 8, top & 0x7F, found.astype(np.uint16)
     if dtype == torch.float16:

@@ -7,16 +7,7 @@
  */
 #include "items.h"
 
-#ifdef __OPENCL_VERSION__
-#if LANES == 16
-#define FLOATS(w) convert_float16(w)
-#else
-#define FLOATS(w) convert_float8(w)
-#endif
-#else
 #define FLOATS(w) __builtin_convertvector(w, vec)
-#endif
-
 #define WIDE 32  /* outputs of a panel, as in quantized.py */
 #ifndef FAR
 #define FAR 2048 /* words between what is used and what is fetched */

@@ -6,6 +6,9 @@
 #ifndef TILES_H
 #define TILES_H
 #include "items.h"
+#if !defined(__OPENCL_VERSION__) && defined(__AVX__)
+#include <immintrin.h> /* what the vectors of the dialect do not offer */
+#endif
 
 #define ROWS 6
 #define COLS (2 * LANES)
@@ -20,10 +23,32 @@ typedef float four __attribute__((ext_vector_type(4), aligned(4)));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
 
+/* The larger in every lane; b where one of the two is NaN. */
 INLINE vec greater(vec a, vec b) {
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif !defined(__OPENCL_VERSION__) && LANES == 8 && defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     veci first = a > b;
     veci chosen = (first & BITS(a)) | (~first & BITS(b));
     return *(vec *)&chosen;
+#endif
+}
+
+/* The largest lane. */
+INLINE float most(vec x) {
+    four *parts = (four *)&x;
+    float top = -INFINITY_F;
+    for (int i = 0; i < 4; i++) {
+        float a = MAX(parts[0][i], parts[1][i]);
+#if LANES == 16
+        float b = MAX(parts[2][i], parts[3][i]);
+        a = MAX(a, b);
+#endif
+        top = MAX(a, top);
+    }
+    return top;
 }
 
 /* Halves are added as long as there are any: lane after lane each addition waits for the last. */
@@ -66,6 +91,37 @@ INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b
     VEC(c0) = x0, VEC(c1) = x1, VEC(c2) = x2, VEC(c3) = x3, VEC(c4) = x4, VEC(c5) = x5;
     VEC(c0 + LANES) = y0, VEC(c1 + LANES) = y1, VEC(c2 + LANES) = y2;
     VEC(c3 + LANES) = y3, VEC(c4 + LANES) = y4, VEC(c5 + LANES) = y5;
+}
+
+/* x (n, d) -> panels (d, COLS) of COLS positions, zeros after the last. */
+INLINE void pack(GLOBAL const float *x, int n, int d, GLOBAL float *panels) {
+    for (int p = 0; p < n; p += COLS, panels += d * COLS) {
+        int here = MIN(COLS, n - p), j = 0;
+        GLOBAL const float *from = x + (i64)p * d;
+#if !defined(__OPENCL_VERSION__) && defined(__SSE__)
+        for (; j + 4 <= here; j += 4)
+            for (int c = 0; c < d; c += 4) {
+                __m128 a = _mm_loadu_ps(from + j * d + c), b = _mm_loadu_ps(from + (j + 1) * d + c);
+                __m128 e = _mm_loadu_ps(from + (j + 2) * d + c);
+                __m128 f = _mm_loadu_ps(from + (j + 3) * d + c);
+                _MM_TRANSPOSE4_PS(a, b, e, f);
+                _mm_storeu_ps(panels + c * COLS + j, a);
+                _mm_storeu_ps(panels + (c + 1) * COLS + j, b);
+                _mm_storeu_ps(panels + (c + 2) * COLS + j, e);
+                _mm_storeu_ps(panels + (c + 3) * COLS + j, f);
+            }
+#endif
+        for (; j < COLS; j++)
+            for (int c = 0; c < d; c++) panels[c * COLS + j] = j < here ? from[j * d + c] : 0.0f;
+    }
+}
+
+/* Widths are multiples of COLS. */
+INLINE float dot(GLOBAL const float *a, GLOBAL const float *b, int width) {
+    vec x = ALL(0.0f), y = x;
+    for (int c = 0; c < width; c += COLS)
+        x += CVEC(a + c) * CVEC(b + c), y += CVEC(a + c + LANES) * CVEC(b + c + LANES);
+    return total(x + y);
 }
 
 #endif

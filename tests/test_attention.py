@@ -3,7 +3,11 @@ for GPUs, which the processor runs by OpenCL ("simt") and by the emulator."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +18,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from community.kernels import attention as module
-from community.kernels import attention_gpu
+from community.kernels import attention_gpu, build
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program, simt_program
 
 SIZES = st.tuples(
     *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
-    *(st.integers(1, 140), st.integers(1, 140), st.sampled_from([1, 8, 24, 64])),
-    st.sampled_from([3, 16, 64]),
+    *(st.integers(1, 6) | st.integers(7, 140), st.integers(1, 300)),
+    *(st.sampled_from([1, 8, 24, 64]), st.sampled_from([3, 16, 64])),
 )
 
 
@@ -114,6 +118,27 @@ def test_loses_at_most_twice_what_torch_loses(device: str, kind: str) -> None:
             # the gradient of the temperature is a sum over everything, of both signs
             size = max(1.0, float(t.abs().max()), sizes[3] ** 0.5 * sizes[5] ** 0.5 / 4)
             assert float((a - t).abs().max()) <= 2 * float((b - t).abs().max()) + floor * size
+
+    holds()
+
+
+def test_decoding_reads_bfloat16_as_it_is(compiled: str) -> None:
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(SIZES, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
+    def holds(sizes: tuple[int, ...], causal: bool, dtype: torch.dtype) -> None:
+        q, k, v, t = make((*sizes[:3], 1 + sizes[3] % 5, *sizes[4:]), dtype)
+        given = {"causal": causal, "temperature": t, "sink": True}
+        given["lengths"] = torch.randint(1, k.shape[2] + 1, (len(q),))
+        truth = reference(q.double(), k.double(), v.double(), **given)
+        for a, b, c in zip(
+            attention(q, k, v, **given), reference(q, k, v, **given), truth, strict=True
+        ):
+            seen = c.isfinite()
+            assert a.dtype == b.dtype and torch.equal(a.isfinite(), seen)
+            if seen.any():
+                lost = float((b - c)[seen].abs().max())
+                floor = torch.finfo(a.dtype).eps * 8 * max(1.0, float(c[seen].abs().max()))
+                assert float((a - c)[seen].abs().max()) <= 2 * lost + floor
 
     holds()
 
@@ -213,3 +238,41 @@ def test_bad_input(message: str) -> None:
     for run in (attention, reference):
         with pytest.raises(ValueError, match=message):
             run(*inputs, **options)
+
+
+SANITIZED = """
+import torch
+import test_attention as t
+from community.kernels.build import CProgram
+program = CProgram("attention", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+t.module.kernels = lambda name: program
+for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 300, 24, 16), (1, 2, 1, 3, 70, 64, 64)):
+    inputs = t.make(sizes)
+    for kind in ("plain", "lengths", "bool", "added", "rows"):
+        for causal in (False, True):
+            options = {"causal": causal, "sink": causal, **t.options_for(kind, inputs)}
+            t.results(t.attention, inputs, torch.float32, **options)
+            halves = [x.bfloat16() for x in inputs[:3]]
+            t.attention(*halves, **options)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_out_of_place() -> None:
+    compiler = build.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    call = [compiler, "-print-file-name=libasan.so"]
+    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("no address sanitizer")
+    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parent,
+        env=given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]

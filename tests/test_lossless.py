@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from community.kernels import lossless
-from community.kernels.build import BuildError, Program, program
+from community.kernels.build import BuildError, Program, compiler, program
 
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 dtypes = st.sampled_from(lossless.DTYPES)
@@ -83,7 +88,7 @@ def test_views_and_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "most"), [(torch.bfloat16, 0.71), (torch.float16, 0.90), (torch.float32, 0.86)]
+    ("dtype", "most"), [(torch.bfloat16, 0.69), (torch.float16, 0.88), (torch.float32, 0.85)]
 )
 def test_sizes(dtype: torch.dtype, most: float) -> None:
     tensor = weights((512, 512), dtype, 3)
@@ -164,3 +169,40 @@ def test_memory_that_does_not_fit_is_refused(out: Tensor) -> None:
 def test_meta_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="dense CPU"):
         lossless.compress(torch.zeros(2, device="meta"))
+
+
+SANITIZED = """
+import torch
+import test_lossless as t
+from community.kernels.build import CProgram
+program = CProgram("lossless", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+for shape in ((1,), (255,), (256,), (1000, 7)):
+    for dtype in t.lossless.DTYPES:
+        tensor = t.weights(shape, dtype, 0, odd=9)
+        data = t.lossless.compress(tensor)
+        back = t.lossless._decompress(data, program)
+        assert torch.equal(t.bits(back), t.bits(tensor))
+        into = torch.empty_like(tensor)
+        assert torch.equal(t.bits(t.lossless._decompress(data, program, into)), t.bits(tensor))
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_out_of_place() -> None:
+    found = compiler()
+    if found is None:
+        pytest.skip("no C compiler")
+    call = [found, "-print-file-name=libasan.so"]
+    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("no address sanitizer")
+    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        cwd=Path(__file__).parent,
+        env=given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
