@@ -71,16 +71,18 @@ INLINE float threshold(GLOBAL const float *x, int n, float alpha) {
         }
         float count = 0, b = total(sum), c = total(squares) - 1.0f;
         for (int i = 0; i < LANES; i++) count += lanes[i];
-        if (count == before) break;
+        int settled = count == before; /* one step more from near by, which loses less */
         before = count;
         if (alpha == 2.0f) {
             t += (b - 1.0f) / count;
+            if (settled) break;
             continue;
         }
         low = MAX(low, t + c / (2 * b));
         float inside = b * b - count * c;
         if (inside < 0) before = -1.0f; /* too many numbers: none is right for all of them */
         t = inside < 0 ? low : MAX(low, t + c / (b + ROOT(inside)));
+        if (settled) break;
     }
     return t;
 }
@@ -242,7 +244,8 @@ INLINE void add_to(GLOBAL float *to, float by, GLOBAL const float *x, int width)
  * out. With slopes s_j (1, or the weight's root) the gradient of score j is
  * s_j (dp_j - sum(s dp) / sum(s)), where dp_j = go v_j. */
 KERNEL entmax_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL const float *k,
-                       GLOBAL const float *v, GLOBAL const float *factor, GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *t,
+                       GLOBAL const float *v, GLOBAL const float *factor,
+                       GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *t,
                        GLOBAL float *gq, GLOBAL float *gk, GLOBAL float *gv, GLOBAL float *room,
                        int batch, int heads, int group, int tq, int tk, int d, int dv, int offset,
                        int mask_b, int mask_h, int mask_q, float alpha, int items) {
