@@ -3,11 +3,7 @@ for GPUs, which the processor runs by OpenCL ("simt") and by the emulator."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +11,11 @@ import torch
 from cuda_emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanitizers import assert_clean
 from torch import Tensor
 
 from community.kernels import attention as module
-from community.kernels import attention_gpu, build
+from community.kernels import attention_gpu
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program, simt_program
@@ -260,19 +257,4 @@ print("clean")
 
 @pytest.mark.slow
 def test_no_byte_out_of_place() -> None:
-    compiler = build.compiler()
-    if compiler is None:
-        pytest.skip("no C compiler")
-    call = [compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("no address sanitizer")
-    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED],
-        cwd=Path(__file__).parent,
-        env=given,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
+    assert_clean(SANITIZED)

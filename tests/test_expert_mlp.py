@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanitizers import assert_clean
 from torch import Tensor
 
 from community.kernels import backend as chosen
-from community.kernels import build
 from community.kernels import experts as module
 from community.kernels.build import BuildError, compiler, program
 from community.kernels.experts import ACTIVATIONS, expert_mlp, reference
@@ -212,19 +208,4 @@ print("clean")
 
 @pytest.mark.slow
 def test_no_byte_out_of_place() -> None:
-    compiler = build.compiler()
-    if compiler is None:
-        pytest.skip("no C compiler")
-    call = [compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("no address sanitizer")
-    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED],
-        cwd=Path(__file__).parent,
-        env=given,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
+    assert_clean(SANITIZED)

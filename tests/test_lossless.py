@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanitizers import assert_clean
 from torch import Tensor
 
 from community.kernels import lossless
-from community.kernels.build import BuildError, Program, compiler, program
+from community.kernels.build import BuildError, Program, program
 
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 dtypes = st.sampled_from(lossless.DTYPES)
@@ -190,19 +186,4 @@ print("clean")
 
 @pytest.mark.slow
 def test_no_byte_out_of_place() -> None:
-    found = compiler()
-    if found is None:
-        pytest.skip("no C compiler")
-    call = [found, "-print-file-name=libasan.so"]
-    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("no address sanitizer")
-    given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED],
-        cwd=Path(__file__).parent,
-        env=given,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
+    assert_clean(SANITIZED)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanitizers import assert_clean
 from test_gpt import NEOX, WORDS, gpt2, llama
 from torch import Tensor, nn
 from transformers import GPTNeoXForCausalLM, PreTrainedModel
@@ -381,18 +378,4 @@ print("clean")
 
 @pytest.mark.slow
 def test_no_byte_out_of_place() -> None:
-    compiler = build.compiler()
-    if compiler is None:
-        pytest.skip("no C compiler")
-    call = [compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("no address sanitizer")
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip().endswith("clean"), done.stderr[-3000:]
+    assert_clean(SANITIZED)
