@@ -584,7 +584,8 @@ static int kept_of(const Model *m, const Taste *taste, int count) {
 static int among_top(const Model *m, const Taste *taste, double draw) {
     GLOBAL const float *chances = m->chances;
     GLOBAL int *heap = m->heap;
-    float least = taste->min_p * most(chances, m->words_p);
+    int both = taste->top_k && taste->top_p < 1;
+    float floor = taste->min_p * most(chances, m->words_p), least = both ? 0 : floor;
     float even = taste->top_k || taste->top_p >= 1 ? 0 : 0.5f * (1.0f - taste->top_p) / m->words;
     if (least < even) least = even;
     int all = 0;
@@ -594,11 +595,12 @@ static int among_top(const Model *m, const Taste *taste, double draw) {
     int kept = kept_of(m, taste, all);
     double sum = 0, total = 0, edge = 0;
     for (int i = 0; i < kept; i++) total += chances[heap[all - 1 - i]];
-    if (taste->top_k && taste->top_p < 1) {
+    if (both) { /* top_p of what top_k left, before min_p */
         double limit = taste->top_p * total;
         int i = 0;
         for (; i < kept && (i == 0 || sum < limit); i++) sum += chances[heap[all - 1 - i]];
         kept = i, total = sum;
+        while (kept > 1 && chances[heap[all - kept]] < floor) total -= chances[heap[all - kept--]];
     }
     for (int i = 0; i < kept; i++)
         if ((edge += chances[heap[all - 1 - i]]) > draw * total) return heap[all - 1 - i];

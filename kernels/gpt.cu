@@ -259,6 +259,12 @@ DEVICE void predict(const Model *m, GLOBAL const float *head, int rows) {
     product(m->n, m->width, m->width, head, m->logits, m->words, m->words, rows, 0, m->room);
 }
 
+/* How words are sampled; top_k 0, top_p 1 and min_p 0 cut nothing off. Temperature 0 is greedy. */
+typedef struct {
+    float temperature, top_p, min_p;
+    int top_k;
+} Taste;
+
 /* -- choosing ----------------------------------------------------------------------- */
 
 /* The highest of the logits; NaN counts for nothing. */
@@ -312,11 +318,12 @@ CALLED int among_all(const Model *m, GLOBAL const float *chances, double draw) {
     return word;
 }
 
-/* The word at `draw` of the most probable ones that together first reach `top_p`, found one after
- * the other. */
-CALLED int among_top(const Model *m, GLOBAL const float *chances, float top_p, double draw) {
+/* The word at `draw` of those that top_k, then top_p of what is left, then min_p let through (see
+ * gpt.c), found one after the other, the most probable first. */
+CALLED int among_top(const Model *m, GLOBAL const float *chances, const Taste *taste, double draw) {
+    int both = taste->top_k && taste->top_p < 1.0f;
     double total = 0, edge = 0;
-    float chance = INFINITY_F;
+    float chance = INFINITY_F, last = 0.0f, least = 0.0f;
     int word = -1, kept = 0;
     for (; kept < m->words; kept++) {
         int next = first_with(m, chances, chance, word); /* another word as probable as the last */
@@ -327,12 +334,24 @@ CALLED int among_top(const Model *m, GLOBAL const float *chances, float top_p, d
             next = first_with(m, chances, chance, -1);
         }
         if (chances[next] != chance) break; /* NaN everywhere */
-        if (kept && !((float)(total + chance) - chance < top_p)) break;
-        word = next;
+        if (kept && taste->top_k && kept >= taste->top_k && chance < last) break;
+        if (kept && !taste->top_k && taste->top_p < 1.0f &&
+            !((float)(total + chance) - chance < taste->top_p))
+            break;
+        if (!kept) least = taste->min_p * chance;
+        if (!both && chance < least) break;
+        word = next, last = chance;
         total += chance;
         if (THREAD == 0) m->picks[kept] = word;
     }
     BARRIER;
+    if (both) { /* top_p of what top_k left, before min_p */
+        double limit = taste->top_p * total;
+        int all = kept;
+        for (kept = 0, total = 0; kept < all && (!kept || total < limit); kept++)
+            total += chances[m->picks[kept]];
+        while (kept > 1 && chances[m->picks[kept - 1]] < least) total -= chances[m->picks[--kept]];
+    }
     word = kept ? m->picks[kept - 1] : m->words - 1;
     for (int i = 0; i < kept; i++)
         if ((edge += chances[m->picks[i]]) > draw * total) {
@@ -343,21 +362,22 @@ CALLED int among_top(const Model *m, GLOBAL const float *chances, float top_p, d
     return word;
 }
 
-/* Greedy at temperature 0, else top-p sampling; `draw` is uniform in [0, 1). `chances` is room for
- * as many numbers as there are words. */
+/* The next word, for `draw` uniform in [0, 1). `chances` is room for as many numbers as there are
+ * words. */
 DEVICE int choose(const Model *m, GLOBAL const float *logits, GLOBAL float *chances,
-                  float temperature, float top_p, double draw) {
+                  const Taste *taste, double draw) {
     float top = most(m, logits), total = 0.0f;
-    if (temperature == 0.0f) {
+    if (taste->temperature == 0.0f) {
         int word = first_with(m, logits, top, -1);
         return logits[word] == top ? word : 0;
     }
-    float by = 1.0f / temperature;
+    float by = 1.0f / taste->temperature;
     ALL(v, m->words) total += chances[v] = EXP((logits[v] - top) * by);
     total = sum(total, m->room);
     ALL(v, m->words) chances[v] /= total;
     BARRIER;
-    return top_p >= 1.0f ? among_all(m, chances, draw) : among_top(m, chances, top_p, draw);
+    int whole = taste->top_p >= 1.0f && !taste->top_k && taste->min_p == 0.0f;
+    return whole ? among_all(m, chances, draw) : among_top(m, chances, taste, draw);
 }
 
 /* -- kernels ------------------------------------------------------------------------ */
@@ -386,12 +406,14 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
                 float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
                 GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
                 GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *each, int slots, int span,
-                GLOBAL const double *draws, float temperature, float top_p, int longest, int end,
+                GLOBAL const double *draws, float temperature, float top_p, int top_k, float min_p,
+                int longest, int end,
                 GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob ROOM_ARGUMENT) {
     ROOM;
     Model all = opened(shape, weights, turns, epsilon, slots, span, memory + BLOCK * each[0],
                        notes + BLOCK * each[1], room);
     const Model *m = &all;
+    Taste taste = {temperature, top_p, min_p, top_k};
     GLOBAL const float *head = 0;
     int first = edges[BLOCK], count = edges[BLOCK + 1] - first, rows = 0, width = m->width;
     for (int s = 0; s < count; s++) { /* read every prompt once */
@@ -425,7 +447,7 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
             int s = m->live[a], it = first + s, last = starts[it + 1] - 1;
             GLOBAL const float *logits = m->logits + (i64)a * m->words;
             double draw = temperature == 0.0f ? 0 : draws[(i64)it * longest + i];
-            int word = choose(m, logits, m->logits + (i64)ROWS * m->words, temperature, top_p, draw);
+            int word = choose(m, logits, m->logits + (i64)ROWS * m->words, &taste, draw);
             float chance = logprob_of(m, logits, word);
             int beyond = word != end && i + 1 < longest && where[last] + 1 + i >= m->places;
             if (THREAD == 0) {

@@ -190,6 +190,7 @@ TASTES: list[dict[str, Any]] = [
     {"top_k": 9, "top_p": 0.6},
     {"top_p": 0.9, "min_p": 0.2},
     {"top_k": 12, "top_p": 0.8, "min_p": 0.05},
+    {"top_k": 20, "top_p": 0.9, "min_p": 0.3},  # min_p would change what top_p is a share of
     {"top_k": 1},
     {"top_k": 10 * WORDS, "min_p": 1e-4},
 ]
