@@ -13,7 +13,7 @@ from community.errors import unknown
 from community.plugins import load
 from community.pool import Spec
 from community.ranking import METHODS, pairings, rank
-from community.round import Rules
+from community.round import Rules, Trust
 from community.router import Router
 from community.topology import at_round, build
 from community.types import Arena, seed_of
@@ -80,8 +80,8 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
     return build(load("topology", use.replace("-", "_"), base), names, seed, **options)
 
 
-def rules_of(recipe: Recipe, trust: Mapping[str, float]) -> Rules:
-    """How the community deliberates, given what is known of its members so far."""
+def rules_of(recipe: Recipe, trust: Trust = lambda tasks: {}) -> Rules:
+    """How the community deliberates, given what is known of its members in some tasks."""
     if recipe.ranking.method not in METHODS:
         raise unknown("ranking method", recipe.ranking.method, METHODS)
     method = recipe.ranking.method

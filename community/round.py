@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from community.types import (
 Teams = Mapping[str, Sequence[Task]]
 Pair = tuple[Idea, Idea]
 Rank = Callable[[Sequence[Idea], Sequence[Verdict], Mapping[str, float]], Ranking]
+Trust = Callable[[Sequence[Task]], Mapping[str, float]]  # of the members in such tasks
 
 
 class Crowd(Protocol):
@@ -56,7 +57,7 @@ class Rules:
     turns: int = 0
     pairs: int = 0  # judged a task
     judges: int = 0  # drawn a task; 0 is every member
-    trust: Mapping[str, float] = field(default_factory=dict)  # what is known of the members
+    trust: Trust = lambda tasks: {}  # what is known beforehand
 
 
 def play_round(
@@ -97,8 +98,21 @@ def deliberate(
     verdicts = members.judge(ballots(n, tasks, ideas, list(teams), rules))
     if arena is not None:
         verdicts += ask_world(n, tasks, ideas, arena)
-    trust = consistency(ideas) | dict(rules.trust)
-    return ideas, verdicts, rules.rank(ideas, verdicts, trust)
+    return ideas, verdicts, in_order(tasks, ideas, verdicts, rules)
+
+
+def in_order(
+    tasks: Sequence[Task], ideas: Sequence[Idea], verdicts: Sequence[Verdict], rules: Rules
+) -> Ranking:
+    """The order of the ideas, each domain by itself: a specialist is reliable in its own."""
+    domain = {task.id: task.domain for task in tasks}
+    parts = []
+    for name in sorted(set(domain.values())) or [""]:
+        own = [idea for idea in ideas if domain[idea.task] == name]
+        said = [verdict for verdict in verdicts if domain[verdict.task] == name]
+        known = rules.trust([task for task in tasks if task.domain == name])
+        parts.append(rules.rank(own, said, consistency(own) | dict(known)))
+    return Ranking.joined(parts)
 
 
 def ballots(

@@ -89,6 +89,14 @@ class Router:
         """Member -> expected trust in its own answer to the task, in (0, 1); 0.5 if unseen."""
         return dict(zip(self.members, self._affinity(task).tolist(), strict=True))
 
+    def known(self, tasks: Sequence[Task]) -> dict[str, float]:
+        """Member -> mean expected trust in its own answers to the tasks; empty if all are new."""
+        seen = [task for task in tasks if any(f in self._weights for f in _features(task))]
+        if not seen:
+            return {}
+        mean = np.mean([self._affinity(task) for task in seen], axis=0)
+        return dict(zip(self.members, mean.tolist(), strict=True))
+
     def delegate(self, tasks: Sequence[Task], n: int) -> dict[str, tuple[Task, ...]]:
         """Member -> the tasks it attempts in round n, in order. Moves the balancing bias."""
         teams: dict[str, list[Task]] = {member: [] for member in self.members}

@@ -152,7 +152,7 @@ class Run:
         tasks = self.tasks("train", n)
         world = self.arena if self.recipe.run.world == "always" else None
         graph = graph_of(self.recipe, self.names, n, self.base)
-        rules = rules_of(self.recipe, {})
+        rules = rules_of(self.recipe)
         round_ = play_round(n, tasks, self.members, graph, self.router, world, rules)
         self.ledger.record(round_)
         return round_
@@ -292,8 +292,8 @@ class Run:
         tasks = self.tasks("holdout")
         if not tasks:
             return ()
-        known = self.ledger.reliability().get(n, {}) if self.recipe.run.world == "always" else {}
-        rules = rules_of(self.recipe, {k: v for k, v in known.items() if k in self.names})
+        checked = self.recipe.run.world == "always"
+        rules = rules_of(self.recipe, self.router.known) if checked else rules_of(self.recipe)
         graph = graph_of(self.recipe, self.names, max(1, n), self.base)
         teams = dict.fromkeys(self.names, tasks)
         ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)

@@ -141,6 +141,25 @@ class Ranking:
         """Task id -> its first-placed entry."""
         return {e.task: e for e in self.entries if e.place == 1}
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ranking]) -> Ranking:
+        """Rankings of different tasks as one; reliability is the mean over the judge's tasks."""
+        if len(parts) == 1:
+            return parts[0]
+        total: dict[str, float] = {}
+        heard: dict[str, int] = {}
+        for part in parts:
+            tasks = len(part.winners())
+            for judge, value in part.reliability.items():
+                total[judge] = total.get(judge, 0.0) + value * tasks
+                heard[judge] = heard.get(judge, 0) + tasks
+        return cls(
+            method=parts[0].method,
+            entries=tuple(sorted((e for p in parts for e in p.entries), key=lambda e: e.task)),
+            reliability={j: round(total[j] / heard[j], 3) for j in sorted(total) if heard[j]},
+            disconnected=sum(part.disconnected for part in parts),
+        )
+
 
 @dataclass(frozen=True)
 class Lesson:

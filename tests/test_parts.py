@@ -120,13 +120,15 @@ def test_a_topologys_mistake_is_named(topology: dict[str, Any], expected: str) -
 
 
 def test_rules_hold_the_recipes_method() -> None:
-    found = rules_of(recipe(run={"turns": 2}, judging={"pairs": 5, "judges": 1}), {"bo": 0.5})
-    assert (found.turns, found.pairs, found.judges, found.trust) == (2, 5, 1, {"bo": 0.5})
+    talk = recipe(run={"turns": 2}, judging={"pairs": 5, "judges": 1})
+    found = rules_of(talk, lambda tasks: {"bo": 0.5})
+    assert (found.turns, found.pairs, found.judges, found.trust([])) == (2, 5, 1, {"bo": 0.5})
+    assert rules_of(talk).trust([]) == {}
     ideas = [Idea("t", name, "c", 1, 0, 0, "5", "5") for name in NAMES]
-    majority = rules_of(recipe(ranking={"method": "majority"}), {})
+    majority = rules_of(recipe(ranking={"method": "majority"}))
     assert majority.rank(ideas, [], {}).method == "majority"
     wrong = recipe(ranking={"method": "bradley-tery"})
-    assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong, {})
+    assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -139,7 +141,7 @@ def test_shipped_recipes_name_what_there_is(path: Path) -> None:
     arena = arena_of(shipped, path.parent)
     assert arena.pose("train", 0, 0, shipped.level(1)).prompt
     router_of(shipped, names)
-    rules_of(shipped, {})
+    rules_of(shipped)
     for topology in shipped.topology:
         graph = graph_of(shipped, names, topology.from_round, path.parent)
         assert set(graph) == set(names)

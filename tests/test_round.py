@@ -16,7 +16,7 @@ from community.arenas.arithmetic import ArithmeticArena
 from community.members import Members
 from community.pool import LocalPool, Spec
 from community.ranking import pairings, rank
-from community.round import Rules, ask_world, ballots, consistency, play_round
+from community.round import Rules, ask_world, ballots, consistency, in_order, play_round
 from community.router import Router
 from community.topology import build, neighbours
 from community.types import WORLD, Idea, Ranking, Round, Task, Verdict
@@ -201,3 +201,50 @@ def test_only_the_chosen_attempt_a_task(top_k: int, tmp_path: Path) -> None:
     first = [idea for idea in found.ideas if idea.turn == 0]
     for task in TASKS:
         assert len({idea.author for idea in first if idea.task == task.id}) == top_k
+
+
+def spoken(name: str, posed: Task, said: Sequence[str]) -> list[Idea]:
+    return [Idea(posed.id, name, "c", 1, 0, n, text, text) for n, text in enumerate(said)]
+
+
+def test_a_specialists_word_counts_in_its_own_domain() -> None:
+    """Each of two members agrees with itself on one kind of task and guesses at the other."""
+    posed = [Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(9)]
+    ideas: list[Idea] = []
+    for task in posed:
+        for name, own in (("ada", "x"), ("bo", "y")):
+            knows = task.domain == own
+            said = [f"{name} knows"] * 2 if knows else [f"{name} has {task.index}", f"{name} guesses"]
+            ideas += spoken(name, task, said)
+    by_id = {idea.id: idea for idea in ideas}
+    found = in_order(posed, ideas, [], RULES)
+    won = {task: by_id[top.idea].answer for task, top in found.winners().items()}
+    assert won == {t.id: "ada knows" if t.domain == "x" else "bo knows" for t in posed}
+    assert {entry.idea for entry in found.entries} == set(by_id)
+    assert set(found.reliability) == {"ada", "bo"}
+
+
+def test_what_is_known_of_members_is_asked_for_each_domain() -> None:
+    """Alone, two that contradict each other and themselves alike are equals."""
+    posed = [Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(5)]
+    ideas = [i for t in posed for name in ("ada", "bo") for i in spoken(name, t, [f"{name} says"])]
+    strong = {"x": "ada", "y": "bo"}
+
+    def known(tasks: Sequence[Task]) -> dict[str, float]:
+        (domain,) = {task.domain for task in tasks}
+        return {name: 0.9 if name == strong[domain] else 0.1 for name in ("ada", "bo")}
+
+    by_id = {idea.id: idea for idea in ideas}
+    found = in_order(posed, ideas, [], replace(RULES, trust=known))
+    won = {task: by_id[top.idea].author for task, top in found.winners().items()}
+    assert won == {task.id: strong[task.domain] for task in posed}
+
+
+def test_one_domain_is_ranked_as_it_always_was(tmp_path: Path) -> None:
+    found = played(tmp_path, build("ring", NAMES), world=False)
+    whole = rank(found.ideas, found.verdicts, "bradley-terry", consistency(found.ideas))
+    assert found.ranking == whole
+
+
+def test_no_task_is_an_empty_ranking() -> None:
+    assert in_order([], [], [], RULES).entries == ()

@@ -138,6 +138,20 @@ def test_lessons_name_members_only_and_are_winners(policy: str, seed: int, stran
             assert other.answer != found[lesson.idea].answer
 
 
+def test_what_is_known_is_of_the_domain() -> None:
+    router = Router(MEMBERS, seed=0)
+    sums, words = task(0, "sums"), task(1, "words")
+    assert router.known([sums, words]) == {}
+    for n in range(40):
+        posed = task(n, "sums")
+        said = [idea(posed, "ada", "right"), idea(posed, "bea", "wrong")]
+        router.observe([posed], said, ranking(posed, said, {"right": 1.0}))
+    found = router.known([sums])
+    assert found["ada"] > 0.8 and found["bea"] < 0.2 and found["cy"] == 0.5
+    assert router.known([words]) == {}
+    assert router.known([sums, words]) == found
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_equally_good_members_share_the_load(seed: int) -> None:
     def loads(balance: float) -> list[int]:
