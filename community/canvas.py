@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 DPI = 130
 LABELS = 24  # along an axis
+NAME = 24  # characters of one
 CELLS = 250  # of a heat map: in more than that no numbers are written
 INK, PAPER, FAINT = "#222222", "#ffffff", "#dddddd"
 """Of text, background and grid. A page with a dark mode replaces these, and these alone."""
@@ -57,7 +58,7 @@ BEST = Style("#D55E00", "s", (0, (6, 2)))
 MEAN = Style("#009E73", "^", "-.")
 WEAKEST = Style("#56B4E9", "v", (0, (1, 2)))
 START = Style("#0072B2", "o", (0, (2, 2)), 1.2)
-PLAIN = Style("#000000", "P", "-", 1.8)
+PLAIN = Style(INK, "P", "-", 1.8)
 BASELINES = (
     Style("#CC79A7", "D", (0, (1, 1.2))),
     Style("#7A7A7A", "X", (0, (4, 1.5, 1, 1.5, 1, 1.5))),

@@ -14,13 +14,16 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from community.canvas import (
     BEST,
     COMMUNITY,
+    INK,
     LABELS,
     MEAN,
+    NAME,
     PLAIN,
     START,
     WEAKEST,
     beside,
     figure_of,
+    fitted,
     line,
     styles,
     tidy,
@@ -113,7 +116,7 @@ def rounds(facts: Facts) -> Figure:
     if len(rounds) <= LABELS:
         for r in rounds:
             above.annotate(str(r[unit]), (r["round"], r["posed"]), (0, 2), fontsize=8,
-                           textcoords="offset points", ha="center", color="#444444")  # fmt: skip
+                           textcoords="offset points", ha="center", color=INK)  # fmt: skip
     above.set_ylim(0, 1.1 * max(r["posed"] for r in rounds) or 1)
     above.set_ylabel("tasks")
     above.set_title(f"{facts['name']}: tasks posed ({unit} above the bars) and kept", loc="left")
@@ -127,9 +130,9 @@ def rounds(facts: Facts) -> Figure:
         if any(value is not None for value in y):
             line(below, x, y, style, label)
     for kind, style in styles(list(facts["baselines"])).items():
-        theirs = facts["baselines"][kind]["rounds"]
-        line(below, [r["round"] for r in theirs], [r["precision"] for r in theirs], style,
-              f"precision, {kind}")  # fmt: skip
+        if theirs := facts["baselines"][kind]["rounds"]:
+            line(below, [r["round"] for r in theirs], [r["precision"] for r in theirs], style,
+                 f"precision, {kind}")  # fmt: skip
     below.set_ylim(0, 1)
     below.set_ylabel("share right")
     below.set_xlabel("round")
@@ -159,7 +162,7 @@ def levels(facts: Facts, holdout: Facts) -> Figure:
     for i, (style, label, shares) in enumerate(lines):
         at = [place + shift * (i - (len(lines) - 1) / 2) for place in range(len(keys))]
         line(axes, at, [shares.get(key) for key in keys], style, label, joined=digits)
-    _name_places(axes, keys)
+    _name_places(axes, [fitted(key, NAME) for key in keys])
     axes.set_ylim(0, 1)
     axes.set_ylabel("exact match")
     axes.set_xlabel(facts["unit"] if digits else "")

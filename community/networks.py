@@ -82,7 +82,7 @@ def _network(axes: Axes, network: Facts, members: Sequence[str], groups: Mapping
     rounds = f"{network['first']}" * (network["first"] == network["last"])
     rounds = rounds or f"{network['first']}–{network['last']}"
     axes.set_title(
-        f"{network['use']}, round{'s' * (not rounds.isdigit())} {rounds}: {len(edges):,} edges, "
+        f"{network['use']}, round{'s' * (not rounds.isdigit())} {rounds}: {len(edges):,} edges,\n"
         f"{ideas:,} readings, {tokens:,} tokens, at most {most:,} along an edge",
         fontsize=9,
     )
@@ -91,13 +91,12 @@ def _network(axes: Axes, network: Facts, members: Sequence[str], groups: Mapping
 def _layout(graph: nx.DiGraph[str]) -> dict[str, Place]:
     """Layers from left to right where no ideas go round in a circle; else a circle, or springs."""
     n = graph.number_of_nodes()
-    connected = [node for node in graph if graph.degree(node)]
-    if nx.is_directed_acyclic_graph(graph) and connected:
+    if nx.is_directed_acyclic_graph(graph) and graph.number_of_edges():
         layers = [
             sorted(layer, key=list(graph).index) for layer in nx.topological_generations(graph)
         ]
         return dict(_layered(layers))
-    if n <= WRITTEN or all(graph.degree(node) == graph.degree(connected[0]) for node in graph):
+    if n <= WRITTEN or len({degree for _, degree in graph.degree()}) == 1:
         turn = [pi / 2 - 2 * pi * i / n for i in range(n)]
         return {node: (cos(a), sin(a)) for node, a in zip(graph, turn, strict=True)}
     found = nx.spring_layout(graph.to_undirected(), seed=0, iterations=100)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
+from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
 from time import sleep
 from typing import Any, Protocol
@@ -63,8 +66,9 @@ def track(
     """
     if kind not in TRACKERS:
         raise unknown("tracker", kind, TRACKERS)
+    if find_spec(kind) is None:
+        extra(kind, kind)
     make, shows = TRACKERS[kind]
-    extra(kind, kind)
     with ExitStack() as stack:
         trackers: dict[str, Tracker] = {}
         for facts in _news(run, follow):
@@ -76,8 +80,8 @@ def track(
                         trackers[name] = make(to.absolute(), name, config)
                         stack.callback(trackers[name].close)
                     trackers[name].log(list(points(mine)))
-                except OSError as error:
-                    reason = error.strerror or error
+                except (OSError, sqlite3.Error) as error:
+                    reason = getattr(error, "strerror", None) or error
                     raise CommunityError(f"cannot write to {to}: {reason}") from error
             told(facts["rounds_played"])
     return shows.format(to=to, project=PROJECT)
@@ -174,8 +178,13 @@ class Trackio:
     """A run in trackio's own SQLite file below the folder."""
 
     def __init__(self, folder: Path, name: str, config: Facts) -> None:
-        os.environ["TRACKIO_DIR"] = str(folder)  # read when it is imported
+        os.environ["TRACKIO_DIR"] = str(folder)  # read once, when it is imported
         self._trackio = extra("trackio", "trackio")
+        own = extra("trackio.utils", "trackio").TRACKIO_DIR
+        if Path(own) != folder:
+            raise CommunityError(
+                f"this process logs with trackio to {own}; start another for {folder}"
+            )
         self._store = extra("trackio.sqlite_storage", "trackio").SQLiteStorage
         self._name, self._config = name, dict(config)
 
@@ -185,13 +194,13 @@ class Trackio:
         if not new:
             return
         with redirect_stdout(io.StringIO()):  # it greets
-            run = self._trackio.init(
+            self._trackio.init(
                 project=PROJECT, name=self._name, config=self._config, resume="allow",
                 embed=False, auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
             for point in new:
-                run.log(dict(point.values), step=point.step)
-            run.finish()
+                self._trackio.log(dict(point.values), step=point.step)
+            self._trackio.finish()
 
     def close(self) -> None: ...
 
@@ -206,7 +215,7 @@ class Wandb:
         self._wandb = extra("wandb", "wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
-            for former in (folder / "wandb").glob(f"offline-run-*-{name}"):
+            for former in (folder / "wandb").glob(f"offline-run-*-{escape(name)}"):
                 shutil.rmtree(former)
         quiet = self._wandb.Settings(silent=True, console="off", x_disable_stats=True,
                                      x_disable_meta=True)  # fmt: skip

@@ -39,7 +39,7 @@ LAYERS: list[set[str]] = [
         *("export", "candidates", "formats", "wanted", "writers", "dedup", "card"),
     },
     {"run", "baselines", "study", "plan"},
-    {"cli", "engine", "progress", "dashboard", "doctor", "__main__"},
+    {"cli", "outputs", "home", "engine", "progress", "dashboard", "doctor", "__main__"},
     {"bench"},
 ]
 
@@ -68,6 +68,7 @@ TESTED_WITH: dict[str, str] = {
     "networks": "plots",
     "trees": "plots",
     "engine": "cli",
+    "home": "cli",
     "cache": "packaged",
     "folder": "run",
     "candidates": "export",
