@@ -111,6 +111,7 @@ def line(axes: Axes, x: Sequence[float], y: Sequence[float | None], style: Style
         marker=style.marker,
         linestyle=style.dash if joined else "none",
         linewidth=style.width,
+        markevery=1 + (len(x) - 1) // (2 * LABELS),
         markersize=5 if style is not START else 3.5,
         markerfacecolor=style.color if style is not START else PAPER,
         label=label,

@@ -33,28 +33,35 @@ Facts = Mapping[str, Any]
 
 
 def learning(facts: Facts) -> Figure:
-    """Four curves over the rounds: holdout, precision, diversity, tokens."""
-    figure = figure_of(8.4, 8.6)
-    rows = figure.subplots(4, 1, sharex=True, height_ratios=(2.2, 1, 1, 1))
-    _holdout_by_round(rows[0], facts)
-    rounds = facts["rounds"]
-    x = [r["round"] for r in rounds]
-    line(rows[1], x, [r["precision"] for r in rounds], PLAIN, "community")
-    rows[1].set_ylim(0, 1)
-    rows[1].set_ylabel("share right")
-    rows[1].set_title("precision of what was kept", loc="left")
-    line(rows[2], x, [r["diversity"] for r in rounds], PLAIN, "community")
-    rows[2].set_ylim(bottom=0)
-    rows[2].set_ylabel("answers a task")
-    rows[2].set_title("diversity: different answers to a task", loc="left")
-    _tokens(rows[3], facts)
-    rows[3].set_xlabel("round (0 is the start)")
-    rows[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in rows:
+    """Curves over the rounds: the holdout, if there is one, precision, diversity, tokens."""
+    panels = [_holdout_by_round] if facts["holdout_by_round"] else []
+    panels += [_precision, _diversity, _tokens]
+    heights = [2.2 if panel is _holdout_by_round else 1.0 for panel in panels]
+    figure = figure_of(8.4, 1.65 * sum(heights))
+    rows = list(figure.subplots(len(panels), 1, sharex=True, height_ratios=heights))
+    for axes, panel in zip(rows, panels, strict=True):
+        panel(axes, facts)
         tidy(axes)
-    for axes in (rows[0], rows[3]):
-        beside(axes)
+    figure.suptitle(facts["name"], x=0.01, ha="left")
+    rows[-1].set_xlabel("round (0 is the start)")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def _precision(axes: Axes, facts: Facts) -> None:
+    rounds = facts["rounds"]
+    line(axes, [r["round"] for r in rounds], [r["precision"] for r in rounds], PLAIN, "community")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share right")
+    axes.set_title("precision of what was kept", loc="left")
+
+
+def _diversity(axes: Axes, facts: Facts) -> None:
+    rounds = facts["rounds"]
+    line(axes, [r["round"] for r in rounds], [r["diversity"] for r in rounds], PLAIN, "community")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("answers a task")
+    axes.set_title("diversity: different answers to a task", loc="left")
 
 
 def _holdout_by_round(axes: Axes, facts: Facts) -> None:
@@ -62,9 +69,7 @@ def _holdout_by_round(axes: Axes, facts: Facts) -> None:
     course, total = facts["holdout_by_round"], sum(facts["holdout"]["tasks"].values())
     x = [c["round"] for c in course]
     own = [(c["round"], c["community"]) for c in course if c["community"] is not None]
-    errors = [2 * sqrt(p * (1 - p) / total) for _, p in own]
-    low = [max(0.0, p - e) for (_, p), e in zip(own, errors, strict=True)]
-    high = [min(1.0, p + e) for (_, p), e in zip(own, errors, strict=True)]
+    low, high = [[_bound(p, total, sign) for _, p in own] for sign in (-1, 1)]
     axes.fill_between([n for n, _ in own], low, high, color=COMMUNITY.color, alpha=0.15, lw=0)
     for style, name, label in (
         (COMMUNITY, "community", "community"),
@@ -77,8 +82,15 @@ def _holdout_by_round(axes: Axes, facts: Facts) -> None:
         _baseline(axes, kind, facts["baselines"][kind], style, x)
     axes.set_ylim(0, 1)
     axes.set_ylabel("exact match")
-    title = f"{facts['name']}: whole holdout, {total:,} tasks (band: two standard errors)"
-    axes.set_title(title, loc="left")
+    axes.set_title(f"whole holdout, {total:,} tasks (band: two standard errors)", loc="left")
+    beside(axes)
+
+
+def _bound(p: float, n: int, sign: int) -> float:
+    """p of n, two standard errors lower or higher; an error as `findings.beyond` reckons it."""
+    q = (p * n + 1) / (n + 2)
+    end = q + sign * 2 * sqrt(q * (1 - q) / (n + 2))
+    return min(1.0, max(0.0, sign * max(sign * p, sign * end)))
 
 
 def _baseline(axes: Axes, kind: str, baseline: Facts, style: Any, x: Sequence[float]) -> None:
@@ -103,6 +115,7 @@ def _tokens(axes: Axes, facts: Facts) -> None:
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel("tokens")
     axes.set_title("tokens of answers and learning so far, without the start", loc="left")
+    beside(axes)
 
 
 def rounds(facts: Facts) -> Figure:

@@ -96,10 +96,12 @@ def _layout(graph: nx.DiGraph[str]) -> dict[str, Place]:
             sorted(layer, key=list(graph).index) for layer in nx.topological_generations(graph)
         ]
         return dict(_layered(layers))
-    if n <= WRITTEN or len({degree for _, degree in graph.degree()}) == 1:
+    whole = graph.to_undirected()
+    alike = len({degree for _, degree in graph.degree()}) == 1
+    if n <= WRITTEN or alike or not nx.is_connected(whole):
         turn = [pi / 2 - 2 * pi * i / n for i in range(n)]
         return {node: (cos(a), sin(a)) for node, a in zip(graph, turn, strict=True)}
-    found = nx.spring_layout(graph.to_undirected(), seed=0, iterations=100)
+    found = nx.spring_layout(whole, seed=0, iterations=100)
     return {node: (float(x), float(y)) for node, (x, y) in found.items()}
 
 
@@ -122,7 +124,7 @@ def _arrows(axes: Axes, edges: Sequence[Facts], at: Mapping[str, Place], most: i
                 linewidth=0.6 + 2.4 * edge["tokens"] / most,
             )
         )  # fmt: skip
-        if len(edges) <= WRITTEN:
+        if len(edges) <= WRITTEN and len(at) <= NAMED:
             x, y = _along(start, end, bend, 0.36)
             axes.text(
                 x, y, f"{edge['tokens']:,} tokens\n{edge['ideas']:,} ideas", fontsize=7.5,
@@ -171,9 +173,9 @@ def _nodes(
         axes.scatter(
             [at[name][0] for name in own], [at[name][1] for name in own],
             s=[big * (0.25 + 0.75 * heard[name] / most) for name in own],
-            c=style.color, marker=style.marker, edgecolors=PAPER, linewidths=0.8,
-            label=f"{group} ({len(own)})", zorder=4,
+            c=style.color, marker=style.marker, edgecolors=PAPER, linewidths=0.8, zorder=4,
         )  # fmt: skip
+        axes.plot([], [], style.marker, color=style.color, label=f"{group} ({len(own)})")
     for name in at if len(at) <= NAMED else ():
         x, y = at[name]
         below = y < -0.01

@@ -202,10 +202,11 @@ def _interval(member: Facts) -> str:
     """1.20 (0.95 to 1.45), or a dash for a member without ideas."""
     if member["strength"] is None:
         return "–"
-    text = f"{member['strength']:.2f}"
-    return (
-        text if member["low"] is None else f"{text} ({member['low']:.2f} to {member['high']:.2f})"
+    mean, low, high = (
+        None if member[key] is None else f"{round(member[key], 2) + 0.0:.2f}"  # never -0.00
+        for key in ("strength", "low", "high")
     )
+    return f"{mean} ({low} to {high})" if low else f"{mean}"
 
 
 def _topology_table(facts: Facts) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from command import CROWD, community, write_recipe
 from matplotlib import rc_context
 from talk import EVIL, play_evil
 
-from community import heatmaps, networks
+from community import curves, heatmaps, networks
 from community.canvas import encoded, fitted, settings
 from community.errors import CommunityError
 from community.figures import figures
@@ -55,7 +56,7 @@ def written(drawn: Path, name: str) -> list[str]:
 def test_learning_says_what_is_drawn_and_in_which_units(drawn: Path, facts: Facts) -> None:
     said = written(drawn, "learning")
     total = sum(facts["holdout"]["tasks"].values())
-    assert f"talk: whole holdout, {total} tasks (band: two standard errors)" in said
+    assert f"whole holdout, {total} tasks (band: two standard errors)" in said
     for label in ("exact match", "share right", "answers a task", "tokens",
                   "round (0 is the start)"):  # fmt: skip
         assert label in said
@@ -188,6 +189,25 @@ def test_crowds_are_drawn_by_table_and_what_is_left_out_is_said() -> None:
     assert {"able (100)", "weak (100)", "200", "0.75"} <= set(routing)  # lessons are added up
     assert "<d0> $x^{: lessons taught" in routing
     assert any("the 6 most posed of 8 domains" in text for text in routing)
+
+
+def test_a_run_without_a_holdout_and_with_many_rounds_is_drawn(facts: Facts) -> None:
+    rounds = [facts["rounds"][0] | {"round": n} for n in range(1, 301)]
+    blind = {**facts, "rounds": rounds, "holdout_by_round": [], "holdout": {"tasks": {}}}
+    blind |= {"baselines": {}}
+    with settings(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = encoded(curves.learning(blind), "svg")
+    assert "exact match" not in texts(svg) and "share right" in texts(svg)
+    assert svg.count(b"<use") < 300  # markers are thinned out where there are too many
+
+
+def test_the_band_holds_the_share_and_stays_between_nothing_and_all() -> None:
+    for p in (0.0, 0.3, 1.0):
+        low, high = curves._bound(p, 8, -1), curves._bound(p, 8, 1)
+        assert 0 <= low <= p <= high <= 1 and high - low > 0.2
+    # 4 of 8: (4 + 1) / 10 and an error of sqrt(.25 / 10)
+    assert curves._bound(0.5, 8, 1) == pytest.approx(0.5 + 2 * (0.25 / 10) ** 0.5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 13, 40])
