@@ -32,7 +32,8 @@ def plot(
     place = to or folder / "plots"
     names = plots.plot(folder, place, form, idea, again=force or to is None)
     missing = [name for name in plots.CAPTIONS if f"{name}.{form}" not in names]
-    _say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} in {place}")
+    if names:
+        _say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} in {place}")
     if missing:
         _say(f"nothing to draw yet for: {', '.join(missing)}")
 

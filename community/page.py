@@ -32,6 +32,8 @@ Facts = dict[str, Any]
 BEST = 5  # ideas
 LESSONS = 12  # that are shown of the last round that has any
 WIDE = 110  # characters of a lineage
+UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters, which HTML forbids, halves of characters, and what turns text around."""
 THEMED = {INK: "ink", PAPER: "paper", FAINT: "faint"}
 """Colours of the plots that follow the page's, light or dark."""
 
@@ -72,20 +74,19 @@ def html(run: Path) -> str:
 
 def _environment() -> Environment:
     """Everything is escaped; a name that is not there is an error."""
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("community", "."),
         autoescape=True,
+        finalize=_plain,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = _plain
-    return environment
 
 
-def _plain(text: str) -> str:
-    """A text without the control characters that HTML forbids."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+def _plain(value: Any) -> Any:
+    """What goes into the page, texts without the characters of UNWANTED."""
+    return type(value)(UNWANTED.sub("�", value)) if isinstance(value, str) else value
 
 
 def _inline(svg: bytes, name: str) -> Markup:

@@ -212,6 +212,7 @@ class Wandb:
     """A run of Weights & Biases: offline anew in its folder, or resumed online."""
 
     def __init__(self, folder: Path, name: str, config: Facts) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
         self._wandb = extra("wandb", "wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":

@@ -181,6 +181,25 @@ def test_files_that_are_there_are_replaced_only_if_asked_to(talked: Path, tmp_pa
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_run_that_only_began_and_has_no_holdout(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, CROWD.replace("holdout = 6", "holdout = 0"))
+    assert community(tmp_path, "run", recipe, "--name", "talk").code == 0
+    with sqlite3.connect(tmp_path / "runs/talk/ledger.db") as conn:  # back to its start
+        for table in ("taught", "lessons", "rankings", "verdicts", "parents", "reliability",
+                      "edges", "ideas", "tasks", "spent", "rounds"):  # fmt: skip
+            conn.execute(f"DELETE FROM {table}")
+        conn.execute("DELETE FROM checkpoints WHERE learning > 0")
+        conn.execute("DELETE FROM learnings WHERE n > 0")
+    conn.close()
+    done = community(tmp_path, "plot", "talk", "--to", str(tmp_path / "x"))
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("nothing to draw yet for: learning, rounds")
+    for name in ("report", "track", "show"):
+        done = community(tmp_path, *COMMANDS[name])
+        assert (done.code, done.err) == (0, ""), name
+    assert "There is nothing to draw yet." in (tmp_path / "runs/talk/report.html").read_text()
+
+
 def test_choices_that_do_not_exist(talked: Path, tmp_path: Path) -> None:
     run = str(talked)
     line = community(tmp_path, "plot", run, "--format", "pgn").refused()
