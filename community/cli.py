@@ -6,7 +6,6 @@ import errno
 import importlib
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from community import config, doctor, plugins
+from community import config, doctor, outputs, plugins
 from community.errors import CommunityError
 from community.formats import FORMATS, Choice
+from community.home import RunArgument, home, run_folder
 from community.ledger import Ledger
 from community.progress import Reading
 from community.wanted import Wanted, rounds_of
@@ -31,12 +31,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for command in (outputs.plot, outputs.report, outputs.track):
+    app.command()(command)
 console = Console()
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's path, or the name of a shipped one.")
 ]
-RunArgument = Annotated[str, typer.Argument(help="A run's name, or the path of its folder.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")
 ]
@@ -44,22 +45,6 @@ PoolOption = Annotated[str, typer.Option(help="local or ray. Does not change the
 WorkersOption = Annotated[int, typer.Option(min=0, help="Members at work at the same time.")]
 AddressOption = Annotated[str, typer.Option(help="Join this Ray cluster instead of starting one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
-
-def home() -> Path:
-    """Where runs are kept: `runs/` of the working directory, or of $COMMUNITY_HOME."""
-    return Path(os.environ.get("COMMUNITY_HOME", ".")) / "runs"
-
-
-def run_folder(run: str) -> Path:
-    """The folder of a run given by name or path. Raises CommunityError if there is none."""
-    path = Path(run)
-    for folder in (home() / run, path):
-        if (folder / "recipe.toml").is_file():
-            return folder
-    known = [p.parent.name for p in sorted(home().glob("[!.]*/recipe.toml"))]
-    there = f"there are: {', '.join(known)}" if known else f"there are no runs in {home()} yet"
-    raise CommunityError(f"there is no run {run!r}; {there}")
 
 
 @app.command()
@@ -150,7 +135,7 @@ def lineage(
     """Show where an idea came from, how it was judged, and what came of it."""
     engine = _engine()
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
-        found = engine.lineage(ledger, _last_winner(ledger) if idea == "last" else idea)
+        found = engine.lineage(ledger, engine.last_winner(ledger) if idea == "last" else idea)
         if as_json:
             print(json.dumps(engine.as_dict(found), indent=2))
         else:
@@ -319,14 +304,6 @@ def _row(path: Path) -> list[str]:
     counts = (sum(r.ideas for r in rows), sum(r.lessons for r in rows), tokens)
     played = f"{len(rows)}/{meta['recipe']['run']['rounds']}"
     return [str(meta["seed"]), played, *(f"{n:,}" for n in counts), f"{seconds:.0f}"]
-
-
-def _last_winner(ledger: Ledger) -> str:
-    """The idea behind the last lesson. Raises CommunityError if nothing was taught yet."""
-    lessons = ledger.lessons()
-    if not lessons:
-        raise CommunityError("no lesson was taught in this run yet; name an idea")
-    return lessons[-1].idea
 
 
 def _read(

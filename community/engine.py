@@ -2,7 +2,7 @@
 
 from community.baselines import check_baselines, play_baselines
 from community.folder import create, reopen, undo
-from community.lineage import as_dict, lineage
+from community.lineage import as_dict, last_winner, lineage
 from community.lineage import render as render_lineage
 from community.packaged import fetch
 from community.plan import plan
@@ -20,6 +20,7 @@ __all__ = [
     "create",
     "fetch",
     "figures",
+    "last_winner",
     "lineage",
     "plan",
     "play",

@@ -7,26 +7,27 @@ kept lessons were right. Nothing found here goes back into a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sqlalchemy import Select, func, select
 
+from community import flows
 from community.config import Recipe, read
 from community.errors import CommunityError
 from community.findings import happened
 from community.ledger import Ledger, Summary
 from community.parts import arena_of
 from community.rows import mapping_of, read_ideas, read_tasks
+from community.standings import book_of, by_level, by_place, course, holdout, scores_of
 from community.tables import checkpoints, ideas, learnings, lessons, spent, tasks, taught
 from community.tables import rounds as played
+from community.topology import Entry, at_round
 from community.types import Arena, Score
 
 Facts = dict[str, Any]
-Shares = dict[str, float]  # "domain@level", or the level alone -> share of right answers
-Book = Mapping[tuple[int, str], Shares]  # (learning, solver) -> shares
 
 PLACEMENT = {"name", "count", "cpus", "gpus", "use", "backend"}  # of a member, and no trait
 
@@ -35,8 +36,9 @@ def figures(folder: Path) -> Facts:
     """Everything the report of the run in `folder` says, ready for JSON.
 
     Shares are between 0 and 1, times are seconds. `holdout` is keyed by "domain@level",
-    `holdout_by_digits` (arithmetic only) by the digits. Raises CommunityError if there is no
-    run, or nothing recorded yet.
+    `holdout_by_digits` (arithmetic only) by the digits; `holdout_by_round` is all of it after
+    each learning. `topology` and `routing` are as in `flows`. Raises CommunityError if there is
+    no run, or nothing recorded yet.
     """
     recipe = read(folder / "recipe.toml")
     with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
@@ -47,7 +49,7 @@ def figures(folder: Path) -> Facts:
             )
         meta = ledger.meta
         arena = arena_of(recipe, Path(meta["base"]))
-        scores = _scores(ledger)
+        scores = scores_of(ledger)
         facts: Facts = {
             "name": recipe.run.name,
             "seed": meta["seed"],
@@ -58,14 +60,17 @@ def figures(folder: Path) -> Facts:
             "world": recipe.run.world,
             "world_says": _world(recipe),
             "versions": meta["versions"],
-            "members": _members(ledger),
             "rounds": _rounds(ledger, arena, scores),
+            "members": _members(ledger),
+            "topology": _topology(ledger, recipe),
+            "routing": flows.routing(ledger),
         }
     rivals = _rivals(folder / "baselines", arena)
     theirs = {kind: rival.pop("scores") for kind, rival in rivals.items()}
-    facts["holdout"] = _holdout(scores, theirs, _place)
+    facts["holdout_by_round"] = course(scores)
+    facts["holdout"] = holdout(scores, theirs, by_place)
     if arena.name == "arithmetic":
-        facts["holdout_by_digits"] = _holdout(scores, theirs, _level)
+        facts["holdout_by_digits"] = holdout(scores, theirs, by_level)
     facts["baselines"] = {kind: _compared(rival, facts) for kind, rival in rivals.items()}
     facts["what_happened"] = happened(facts)
     return facts
@@ -89,7 +94,14 @@ def _course(ledger: Ledger, recipe: Recipe) -> Facts:
         "tokens": sum(tokens.values()),
         "tokens_start": int(_counts(ledger, first).get(0, 0)),
         "tokens_by_member": {name: tokens.get(name, 0) for name in ledger.members()},
+        "answers_a_task": _answers(recipe),
     }
+
+
+def _answers(recipe: Recipe) -> int:
+    """How many answers all members together give to a holdout task, revised ones included."""
+    samples = (int(table.model_dump().get("samples", 1)) for _, table in recipe.roster())
+    return sum(samples) * (1 + recipe.run.turns)
 
 
 def _stopped(ledger: Ledger, recipe: Recipe, seconds: float) -> str:
@@ -142,13 +154,15 @@ def _listed(levels: Sequence[int]) -> str:
 
 
 def _rounds(ledger: Ledger, arena: Arena, scores: Sequence[Score]) -> list[Facts]:
-    names, book = list(ledger.members()), _book(scores, _level)
+    names, book = list(ledger.members()), book_of(scores, by_level)
     trust = ledger.reliability()
+    summaries = ledger.rounds()  # first: what is recorded meanwhile must not be half of it
+    said = flows.diversity(ledger)
     back = _counts(ledger, _checkpoints(kept=False, by="learning"))
     apart = _counts(ledger, select(played.c.n, played.c.disconnected))
     unit = "digits" if arena.name == "arithmetic" else "level"
     found = []
-    for summary in ledger.rounds():
+    for summary in summaries:
         n, level = summary.n, _level_of(ledger, summary.n)
         theirs = [book.get((n, name), {}).get(str(level)) for name in names]
         members = [share for share in theirs if share is not None]
@@ -161,6 +175,7 @@ def _rounds(ledger: Ledger, arena: Arena, scores: Sequence[Score]) -> list[Facts
                 "tokens": summary.tokens,
                 "rollbacks": back.get(n, 0),
                 "disconnected": apart[n],
+                "diversity": said.get(n),
                 "reliability": {
                     name: _number(value) for name, value in trust.get(n, {}).items()
                     if name in names
@@ -211,7 +226,8 @@ def _kept(ledger: Ledger, arena: Arena, summary: Summary) -> Facts:
 def _members(ledger: Ledger) -> dict[str, Facts]:
     """Name -> what a member is, and what it did in the rounds."""
     tokens, trust = ledger.tokens(), ledger.reliability()
-    last = trust.get(ledger.last_round(), {})
+    latest = max(trust, default=0)
+    last, standing = trust.get(latest, {}), flows.strengths(ledger, latest)
     kept = _counts(ledger, _checkpoints(kept=True, by="agent"))
     back = _counts(ledger, _checkpoints(kept=False, by="agent"))
     given = _counts(ledger, select(lessons.c.learner, func.count()).group_by(lessons.c.learner))
@@ -229,9 +245,19 @@ def _members(ledger: Ledger) -> dict[str, Facts]:
             "tokens": tokens.get(name, 0),
             "failures": failures.get(name, 0),
             "reliability": _number(last.get(name)),
+            **standing.get(name, dict.fromkeys(("strength", "low", "high"))),
         }
         for name, spec in ledger.members().items()
     }
+
+
+def _topology(ledger: Ledger, recipe: Recipe) -> list[Facts]:
+    """Who read whom from round to round, with the names of the topologies in the recipe."""
+    schedule: list[Entry] = [(t.from_round, t.use, {}) for t in recipe.topology]
+    return [
+        {"use": at_round(schedule, network["first"])[0], **network}
+        for network in flows.networks(ledger)
+    ]
 
 
 def _checkpoints(kept: bool, by: str) -> Select[Any]:
@@ -254,16 +280,17 @@ def _learned() -> Select[Any]:
 def _rivals(folder: Path, arena: Arena) -> dict[str, Facts]:
     """Kind -> the course, rounds and scores of each baseline that has begun."""
     rivals = {}
-    for path in sorted(folder.glob("*/ledger.db")):
+    for path in sorted(folder.glob("[!.]*/ledger.db")):
         recipe = read(path.parent / "recipe.toml")
         with Ledger.open(path, read_only=True) as ledger:
             if ledger.last_learning() < 0:
                 continue
-            scores = _scores(ledger)
+            scores = scores_of(ledger)
             rivals[path.parent.name] = {
                 "member": ", ".join(ledger.members()),
                 **_course(ledger, recipe),
                 "rounds": _rounds(ledger, arena, scores),
+                "holdout_by_round": course(scores),
                 "scores": scores,
             }
     return rivals
@@ -273,91 +300,12 @@ def _compared(rival: Facts, facts: Facts) -> Facts:
     """The same with `tokens_share`: its tokens as a share of the community's.
 
     First lessons are left out: a community has as many pupils there as members, and what a
-    baseline is to have as much of is the tokens of the rounds.
+    baseline is to have as much of is the tokens of the rounds. None for a baseline that plays
+    no rounds: all it says are answers to the holdout, whose tokens no ledger counts.
     """
     own, theirs = (f["tokens"] - f["tokens_start"] for f in (rival, facts))
-    return rival | {"tokens_share": _number(own / theirs) if theirs else None}
-
-
-# -- the holdout ---------------------------------------------------------------------------
-
-
-def _scores(ledger: Ledger) -> list[Score]:
-    """The holdout's, of the community and its members."""
-    solvers = {"community", *ledger.members()}
-    return [s for s in ledger.scores() if s.split == "holdout" and s.solver in solvers and s.total]
-
-
-def _place(score: Score) -> str:
-    return f"{score.domain}@{score.level}"
-
-
-def _level(score: Score) -> str:
-    return str(score.level)
-
-
-def _ordered(scores: Sequence[Score], key: Callable[[Score], str]) -> list[Score]:
-    """By domain, if the key names it, and level."""
-    return sorted(scores, key=lambda s: (key(s).rpartition("@")[0], s.level))
-
-
-def _book(scores: Sequence[Score], key: Callable[[Score], str]) -> Book:
-    """Shares by learning, solver and key; keys in the order of domains and levels."""
-    tallies: dict[tuple[int, str], dict[str, tuple[float, int]]] = {}
-    for score in _ordered(scores, key):
-        mine = tallies.setdefault((score.round, score.solver), {})
-        right, total = mine.get(key(score), (0.0, 0))
-        mine[key(score)] = (right + score.right, total + score.total)
-    return {
-        who: {k: round(right / total, 6) for k, (right, total) in mine.items()}
-        for who, mine in tallies.items()
-    }
-
-
-def _holdout(
-    scores: Sequence[Score],
-    rivals: Mapping[str, Sequence[Score]],
-    key: Callable[[Score], str],
-) -> Facts:
-    """Everyone's shares at the last learning, and at the start; `tasks` says of how many.
-
-    A baseline is scored as the community is: by the answer on top of the ranking, here of
-    the one member's samples.
-    """
-    book = _book(scores, key)
-    last = max((n for n, _ in book), default=0)
-    totals: dict[str, int] = {}
-    for score in _ordered(scores, key):
-        if score.round == last and score.solver == "community":
-            totals[key(score)] = totals.get(key(score), 0) + score.total
-    ends = {}
-    for kind, theirs in rivals.items():
-        their_book = _book(theirs, key)
-        end = max((n for n, _ in their_book), default=0)
-        ends[kind] = their_book.get((end, "community"), {})
-    return {
-        "tasks": totals,
-        **_standing(book, last),
-        "baselines": ends,
-        "start": _standing(book, 0),
-        "by_round": {
-            str(n): shares for (n, solver), shares in sorted(book.items()) if solver == "community"
-        },
-    }
-
-
-def _standing(book: Book, n: int) -> Facts:
-    """Everyone's shares after learning n; best, mean and weakest are taken key by key."""
-    members = {name: shares for (m, name), shares in book.items() if m == n}
-    community = members.pop("community", {})
-    at = {key: [s[key] for s in members.values() if key in s] for key in community}
-    return {
-        "community": community,
-        "best": {key: max(values) for key, values in at.items() if values},
-        "mean": {key: round(fmean(values), 6) for key, values in at.items() if values},
-        "weakest": {key: min(values) for key, values in at.items() if values},
-        "members": members,
-    }
+    known = theirs and rival["rounds_planned"]
+    return rival | {"tokens_share": _number(own / theirs) if known else None}
 
 
 # -- numbers -------------------------------------------------------------------------------

@@ -157,12 +157,17 @@ def _against_baselines(facts: Facts) -> Iterator[str]:
         unit = facts["unit"]
         ahead = f" (community ahead at {span(where[1], unit)})" if where[1] else ""
         behind = f" (baseline ahead at {span(where[-1], unit)})" if where[-1] else ""
-        said = f"The baseline {kind} ({_terms(facts['baselines'][kind])}) ends at {exact(q)}"
+        said = f"The baseline {kind} ({_terms(facts, kind)}) ends at {exact(q)}"
         yield f"{said}: {won}{ahead}{behind}."
 
 
-def _terms(baseline: Facts) -> str:
-    """Who played a baseline, and how its tokens compare."""
+def _terms(facts: Facts, kind: str) -> str:
+    """Who played a baseline, and how its tokens compare; without rounds, how its answers do."""
+    baseline = facts["baselines"][kind]
+    if not baseline["rounds_planned"]:
+        given, of = baseline["answers_a_task"], facts["answers_a_task"]
+        asked = f"{_counted(given, 'answer')} to a task, the community {of:,}"
+        return f"{baseline['member']} alone, untrained; it gives {asked}"
     share = baseline["tokens_share"]
     if share is None:
         return f"{baseline['member']} alone"

@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select
 
+from community.errors import CommunityError
 from community.ledger import Ledger
 from community.tables import (
     checkpoints,
@@ -83,6 +84,16 @@ def lineage(ledger: Ledger, idea_id: str) -> Lineage:
             ancestors=Side(*_conversation(conn, row, back=True), _taught_by(conn, row)),
             descendants=Side(*_conversation(conn, row, back=False), *_came_of(conn, row)),
         )
+
+
+def last_winner(ledger: Ledger) -> str:
+    """The id of the idea behind the last lesson. CommunityError if nothing was taught yet."""
+    query = select(ideas.c.id).join_from(lessons, ideas, lessons.c.idea == ideas.c.row)
+    with ledger.reading() as conn:
+        found = conn.scalar(query.order_by(lessons.c.row.desc()).limit(1))
+    if found is None:
+        raise CommunityError("no lesson was taught in this run yet; name an idea")
+    return str(found)
 
 
 def relatives(ledger: Ledger, idea_id: str, back: bool = True) -> list[str]:

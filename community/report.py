@@ -8,7 +8,7 @@ rich.print(render(figures(Path("runs/adders"))))
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from rich.text import Text
 from community.errors import CommunityError
 from community.figures import figures
 from community.findings import duration, exact, main_holdout, overall
-from community.plots import draw
+from community.plots import CAPTIONS, draw
 
 __all__ = ["figures", "render", "write"]
 
 Facts = Mapping[str, Any]
 
-WIDE = {"rollbacks", "tasks", "weakest", "weakest, start"}  # left out where 80 columns must do
 MANY = 12  # members: of more than that the best and worst are shown
 ENDS = 5  # how many of each
 
@@ -40,6 +39,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    wide: Collection[str] = ()  # columns left out where 80 characters must do
 
 
 def write(folder: Path) -> dict[str, Any]:
@@ -64,9 +64,17 @@ def write(folder: Path) -> dict[str, Any]:
 def render(facts: Facts) -> RenderableType:
     """The report in short, for a terminal."""
     happened = Text(" ".join(facts["what_happened"]))
-    tables = [_rich(table) for table in (_round_table(facts), _holdout_table(facts)) if table.rows]
+    shown = (_round_table, _holdout_table, _member_table, _topology_table)
+    tables = [_rich(table) for make in shown if (table := make(facts)).rows]
     title = Text.from_markup(f"[bold]{escape(facts['name'])}[/bold], seed {facts['seed']}")
     return Group(title, happened, Text(facts["world_says"], style="dim"), *tables)
+
+
+def tables(facts: Facts) -> list[Table]:
+    """All tables of the report that have rows, in order."""
+    makers = (_round_table, _holdout_table, _member_scores, _member_table, _topology_table,
+              _baseline_table)  # fmt: skip
+    return [table for make in makers if (table := make(facts)).rows]
 
 
 # -- tables --------------------------------------------------------------------------------
@@ -96,7 +104,7 @@ def _round_table(facts: Facts) -> Table:
         f"Community, best and mean member: exact match on holdout tasks of the {unit} posed, "
         "after the round's learning. Precision: share of the kept lessons that are right."
     )
-    return Table("Rounds", head, rows, note)
+    return Table("Rounds", head, rows, note, wide={"rollbacks"})
 
 
 def _holdout_table(facts: Facts) -> Table:
@@ -125,7 +133,8 @@ def _holdout_table(facts: Facts) -> Table:
         "so the best of two lines may be two members. The community and the baselines answer with "
         "the top of their ranking, a member with its first sample."
     )
-    return Table(f"Holdout by {facts['unit']}", head, rows, note)
+    wide = {"tasks", "weakest", "weakest, start"}
+    return Table(f"Holdout by {facts['unit']}", head, rows, note, wide)
 
 
 def _shown(facts: Facts) -> tuple[list[str], str]:
@@ -163,12 +172,13 @@ def _member_table(facts: Facts) -> Table:
     names, note = _shown(facts)
     members = facts["members"]
     common, own = _options({k: {"use": m["backend"]} | m["options"] for k, m in members.items()})
-    head = ("member", "differs in", "reliability", "lessons", "learned from", "checkpoints",
-            "rollbacks", "failures", "tokens")  # fmt: skip
+    head = ("member", "differs in", "strength", "reliability", "lessons", "learned from",
+            "checkpoints", "rollbacks", "failures", "tokens")  # fmt: skip
     rows = [
         (
             name,
             own[name] or "–",
+            _interval(m),
             exact(m["reliability"]),
             f"{m['lessons']:,}",
             f"{m['lessons_learned']:,}",
@@ -180,7 +190,41 @@ def _member_table(facts: Facts) -> Table:
         for name, m in ((name, members[name]) for name in names)
     ]
     text = f"Common to all: {common}." if common and len(members) > 1 else ""
-    return Table("Members", head, rows, f"{text} {note}".strip())
+    text += " Strength: of its ideas in the last round's ranking (0 is average), with two standard"
+    text += (
+        " errors over tasks. Reliability: as a judge and voter (1 follows the truth, 0 is noise)."
+    )
+    wide = {"differs in", "learned from", "checkpoints", "tokens"}
+    return Table("Members", head, rows, f"{text} {note}".strip(), wide)
+
+
+def _interval(member: Facts) -> str:
+    """1.20 (0.95 to 1.45), or a dash for a member without ideas."""
+    if member["strength"] is None:
+        return "–"
+    mean, low, high = (
+        None if member[key] is None else f"{round(member[key], 2) + 0.0:.2f}"  # never -0.00
+        for key in ("strength", "low", "high")
+    )
+    return f"{mean} ({low} to {high})" if low else f"{mean}"
+
+
+def _topology_table(facts: Facts) -> Table:
+    rows = [
+        (
+            network["use"],
+            _span(network["first"], network["last"]),
+            f"{len(network['edges']):,}",
+            *(f"{sum(edge[key] for edge in network['edges']):,}" for key in ("ideas", "tokens")),
+        )
+        for network in facts["topology"]
+    ]
+    note = "Who read whom. An idea is counted once for every answer that its reader gave then."
+    return Table("Topology", ("", "rounds", "edges", "ideas read", "tokens read"), rows, note)
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
 
 
 def _options(options: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
@@ -212,11 +256,13 @@ def _short(value: Any, most: int = 40) -> str:
 
 
 def _baseline_table(facts: Facts) -> Table:
-    head = ("", "rounds", "tokens in rounds", "tokens at start", "seconds", "kept", "precision")
+    head = ("", "rounds", "answers a task", "tokens in rounds", "tokens at start", "seconds",
+            "kept", "precision")  # fmt: skip
     rows = [
         (
             name,
             f"{f['rounds_played']} of {f['rounds_planned']}",
+            f"{f['answers_a_task']:,}",
             f"{f['tokens'] - f['tokens_start']:,}",
             f"{f['tokens_start']:,}",
             f"{f['seconds']:.1f}",
@@ -226,7 +272,8 @@ def _baseline_table(facts: Facts) -> Table:
         for name, f in [("community", facts), *facts["baselines"].items()]
     ]
     note = "Each baseline is the member that looks best at the start, alone. Tokens are those of"
-    note += " answers in the rounds and of learning; exams and the holdout are not counted."
+    note += " answers in the rounds and of learning; exams and the holdout are not counted, so a"
+    note += " baseline without rounds has none. Answers a task: to one of the holdout."
     return Table("Baselines", head, rows if facts["baselines"] else [], note)
 
 
@@ -242,7 +289,7 @@ def _rich(table: Table) -> RenderableType:
     found = RichTable(
         title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
-    shown = [i for i, name in enumerate(table.head) if name not in WIDE]
+    shown = [i for i, name in enumerate(table.head) if name not in table.wide]
     for i in shown:
         found.add_column(escape(table.head[i]), justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:
@@ -250,16 +297,9 @@ def _rich(table: Table) -> RenderableType:
     return found
 
 
-CAPTIONS = {
-    "rounds.png": "What each round kept, and how much of it is right",
-    "holdout.png": "Exact match on the holdout",
-    "growth.png": "The community's exact match on the holdout after each round",
-}
-
-
 def _markdown(facts: Facts, plots: Sequence[str]) -> str:
     """The whole report; `plots` are the names of those that were drawn."""
-    pictures = {name: f"![{CAPTIONS[name]}](plots/{name})" for name in plots}
+    pictures = {name: f"![{CAPTIONS[Path(name).stem]}](plots/{name})" for name in plots}
     blocks = [
         f"# {facts['name']}",
         "## What happened",
@@ -272,6 +312,7 @@ def _markdown(facts: Facts, plots: Sequence[str]) -> str:
         pictures.get("growth.png", ""),
         _table(_member_scores(facts)),
         _table(_member_table(facts)),
+        _table(_topology_table(facts)),
         _table(_baseline_table(facts)),
         "## The run",
         _run(facts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # Read by OpenMP when torch is loaded. Tests run beside others and Ray starts more of them:
 # with more threads than cores everything gets slower.
@@ -12,7 +13,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from pathlib import Path
 
+import command
 import pytest
+import talk
 from hypothesis import settings
 
 import community  # noqa: F401  (sets how OpenMP waits, before any test loads torch)
@@ -42,6 +45,22 @@ def gpu(request: pytest.FixtureRequest) -> str:
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def talked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run in which members talked. Look, and change nothing."""
+    home = tmp_path_factory.mktemp("talked")
+    (home / "talk.toml").write_text(talk.RECIPE)
+    done = command.community(home, "run", str(home / "talk.toml"))
+    assert (done.code, done.err) == (0, "")
+    return home / "runs" / "talk"
+
+
+@pytest.fixture
+def copied(talked: Path, tmp_path: Path) -> Path:
+    """The folder of a copy of it, to be spoilt; `tmp_path` is its COMMUNITY_HOME."""
+    return Path(shutil.copytree(talked, tmp_path / "runs" / "talk"))
 
 
 @pytest.fixture

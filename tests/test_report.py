@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,48 @@ def test_a_baseline_that_wins_is_said_to_win(tmp_path: Path) -> None:
     assert [r["precision"] for r in found["rounds"]] == [0.555556] * 2
     report = (folder / "report.md").read_text()
     assert "## Baselines" in report and "self-consistency" in shown(facts)
+
+
+def test_a_baseline_that_learns_nothing_is_compared_by_its_answers(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "good", GOOD)
+    rival = make_run(
+        folder / "baselines" / "majority", replace(baseline({2: 0.5, 3: 0.5, 4: 0.5}), kept=())
+    )
+    recipe = rival / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("rounds = 1", "rounds = 0"))
+    facts = write(folder)
+    found = facts["baselines"]["majority"]
+    assert (found["rounds_planned"], found["tokens_share"]) == (0, None)
+    assert (found["answers_a_task"], facts["answers_a_task"]) == (2, 4)  # two samples each
+    assert "%" not in said(facts).partition("The baseline")[2]
+    text = "The baseline majority (ann alone, untrained; it gives 2 answers to a task, the "
+    assert f"{text}community 4)" in said(facts)
+    table = tables((folder / "report.md").read_text())[-1]
+    assert [row[:4] for row in table[2:]] == [
+        ["community", "2 of 2", "4", "800"], ["majority", "0 of 0", "2", "0"],
+    ]  # fmt: skip
+    assert "so a baseline without rounds has none" in (folder / "report.md").read_text()
+
+
+def test_members_and_topology_are_on_the_terminal(talked: Path) -> None:
+    facts = figures(talked)
+    text = shown(facts, width=80)
+    for name, member in facts["members"].items():
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        interval = f"{member['strength']:.2f} ({member['low']:.2f} to {member['high']:.2f})"
+        assert interval in line and f"{member['reliability']:.3f}" in line
+    assert "Topology" in text and "…" not in text
+    star = next(line for line in text.splitlines() if line.startswith("star "))
+    ideas = sum(edge["ideas"] for edge in facts["topology"][0]["edges"])
+    assert star.split()[1:4] == ["1–2", "4", str(ideas)]
+
+
+def test_the_whole_holdout_round_by_round(tmp_path: Path) -> None:
+    start, middle, end = figures(make_run(tmp_path / "good", GOOD))["holdout_by_round"]
+    assert [start["round"], middle["round"], end["round"]] == [0, 1, 2]
+    assert end["community"] == 0.943333 and end["members"] == {"ann": 0.883333, "bob": 0.733333}
+    assert (end["best"], end["weakest"]) == (0.883333, 0.733333)
+    assert end["mean"] == pytest.approx(0.808333, abs=1e-6)
 
 
 def test_a_draw_is_no_win(tmp_path: Path) -> None:
