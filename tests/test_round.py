@@ -209,12 +209,15 @@ def spoken(name: str, posed: Task, said: Sequence[str]) -> list[Idea]:
 
 def test_a_specialists_word_counts_in_its_own_domain() -> None:
     """Each of two members agrees with itself on one kind of task and guesses at the other."""
-    posed = [Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(9)]
+    posed = [
+        Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(9)
+    ]
     ideas: list[Idea] = []
     for task in posed:
         for name, own in (("ada", "x"), ("bo", "y")):
             knows = task.domain == own
-            said = [f"{name} knows"] * 2 if knows else [f"{name} has {task.index}", f"{name} guesses"]
+            guesses = [f"{name} has {task.index}", f"{name} guesses"]
+            said = [f"{name} knows"] * 2 if knows else guesses
             ideas += spoken(name, task, said)
     by_id = {idea.id: idea for idea in ideas}
     found = in_order(posed, ideas, [], RULES)
@@ -226,7 +229,9 @@ def test_a_specialists_word_counts_in_its_own_domain() -> None:
 
 def test_what_is_known_of_members_is_asked_for_each_domain() -> None:
     """Alone, two that contradict each other and themselves alike are equals."""
-    posed = [Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(5)]
+    posed = [
+        Task(f"{kind} {n}", "words", kind, 1, "train", 0, n) for kind in "xy" for n in range(5)
+    ]
     ideas = [i for t in posed for name in ("ada", "bo") for i in spoken(name, t, [f"{name} says"])]
     strong = {"x": "ada", "y": "bo"}
 
