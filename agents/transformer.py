@@ -306,9 +306,23 @@ class TransformerAgent:
                 f"checkpoint {checkpoint} of {self.name} is {state} ({path}); "
                 "restore the file or start the run anew"
             )
+        self.adopt(folder / checkpoint)
+
+    def adopt(self, folder: Path) -> str:
+        """Take weights that transformers, peft or TRL saved in a folder; gives their id.
+
+        Raises CommunityError if there are none, or those of another shape.
+        """
+        path = weights_file(folder)
+        if not path.is_file():
+            raise CommunityError(
+                f"there are no weights in {folder}; name a folder with a model.safetensors or "
+                "an adapter_model.safetensors"
+            )
         load_weights(self.model, path)
         self._seen = None
-        self.checkpoint = checkpoint
+        self.checkpoint = _digest(path)
+        return self.checkpoint
 
 
 def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:

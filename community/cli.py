@@ -137,6 +137,21 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def score(
+    run: RunArgument,
+    member: Annotated[str, typer.Argument(help="Whose weights: a member of the run.")],
+    weights: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of such weights that were trained elsewhere.", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Score a member's weights on the run's holdout, beside others of the same shape."""
+    engine = _engine()
+    scores = engine.score(run_folder(run), member, weights or [])
+    console.print(engine.render_scores(scores))
+
+
+@app.command()
 def lineage(
     run: RunArgument,
     idea: Annotated[

@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
         *("report", "figures", "findings", "plots"),
         *("export", "candidates", "formats", "wanted", "writers", "dedup", "card"),
     },
-    {"run", "baselines", "study", "plan"},
+    {"run", "baselines", "study", "plan", "scoring"},
     {"cli", "engine", "progress", "dashboard", "doctor", "__main__"},
     {"bench"},
 ]
