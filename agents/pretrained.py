@@ -27,9 +27,9 @@ if find_spec("peft"):
 class Adapter(Section):
     """A LoRA adapter (Hu et al., arXiv 2106.09685)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    targets: str | tuple[str, ...] = "all-linear"
+    rank: int = Field(16, ge=1, description="of the matrices")
+    alpha: int = Field(32, ge=1, description="scale: alpha / rank")
+    targets: str | tuple[str, ...] = Field("all-linear", description="names of layers in peft")
 
 
 def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

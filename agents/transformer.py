@@ -46,9 +46,9 @@ class Shape(Section):
     """A model made from a config of transformers."""
 
     family: str = Field("llama", description="a causal model type of transformers")
-    width: int = Field(64, ge=4)
-    depth: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
+    width: int = Field(64, ge=4, description="of the residual stream")
+    depth: int = Field(2, ge=1, description="layers")
+    heads: int = Field(4, ge=1, description="of attention")
     hidden: int = Field(0, ge=0, description="inner width of the MLP; 0: twice the width")
     activation: str = Field("", description="of the MLP; empty: the family's own")
     context: int = Field(64, ge=8, description="positions the model knows")

@@ -74,7 +74,7 @@ class FirstSection(Section):
 
 
 class Member(Part):
-    """One member, or `count` of them that differ in their seed."""
+    """One member, or `count` of them that differ in their seed; the agent's options beside."""
 
     name: Name = Field("expert", description="numbered where there are several: expert-1")
     count: int = Field(1, ge=1, description="how many")
@@ -84,7 +84,7 @@ class Member(Part):
 
 
 class TopologySection(Part):
-    """Who reads whom; `from_round` starts a schedule when there are several."""
+    """Who reads whom, with the topology's options; several are a schedule."""
 
     use: str = Field("complete", description="its name")
     from_round: int = Field(1, ge=1, description="the first round that it holds in")
@@ -147,7 +147,7 @@ class Recipe(Section):
     """A whole recipe. See `runs/` for examples."""
 
     run: RunSection = RunSection()
-    arena: Part
+    arena: Part = Field(description="What poses the tasks; its own options stand beside `use`.")
     tasks: TasksSection = TasksSection()
     first: FirstSection = FirstSection()
     members: tuple[Member, ...] = Field(min_length=1)
