@@ -288,7 +288,7 @@ def export(
       community export adders --format prompt-completion --min-confidence 0.8 --to data/best
     Pairs told apart, for DPOTrainer and RewardTrainer (prompt, chosen, rejected):
       community export adders --format dpo --margin 1 --winners 3 --to data/pairs
-      community export adders --format reward --verified --chat --to data/reward
+      community export adders --format reward --chat --to data/reward
     Good and bad answers, for KTOTrainer (prompt, completion, label):
       community export adders --format kto --rounds 3- --to data/kto
     Tasks with what the community believes, for GRPOTrainer (prompt, answer):

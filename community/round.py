@@ -98,7 +98,8 @@ def deliberate(
     if arena is not None:
         verdicts += ask_world(n, tasks, ideas, arena)
     trust = consistency(ideas) | dict(rules.trust)
-    return ideas, verdicts, rules.rank(ideas, verdicts, trust)
+    ranking = rules.rank(ideas, verdicts, trust)
+    return ideas, verdicts, ranking
 
 
 def ballots(

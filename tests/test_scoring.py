@@ -18,7 +18,7 @@ from community.scoring import score
 # first lessons long enough for carl to know something
 CHANGES = {
     "rounds = 3": "rounds = 1",
-    "[first]\nexamples = 64\nsteps = 8": "[first]\nexamples = 200\nsteps = 500"
+    "[first]\nexamples = 64\nsteps = 8": "[first]\nexamples = 200\nsteps = 500",
 }
 
 
