@@ -163,7 +163,7 @@ class Run:
         tasks = self.tasks("train", n)
         world = self.arena if self.recipe.run.world == "always" else None
         graph = graph_of(self.recipe, self.names, n, self.base)
-        rules = rules_of(self.recipe, {})
+        rules = rules_of(self.recipe, {}, self.base)
         round_ = play_round(n, tasks, self.members, graph, self.router, world, rules)
         self.ledger.record(round_)
         return round_
@@ -290,7 +290,8 @@ class Run:
         if not tasks:
             return ()
         known = self.ledger.reliability().get(n, {}) if self.recipe.run.world == "always" else {}
-        rules = rules_of(self.recipe, {k: v for k, v in known.items() if k in self.names})
+        measured = {k: v for k, v in known.items() if k in self.names}
+        rules = rules_of(self.recipe, measured, self.base)
         graph = graph_of(self.recipe, self.names, max(1, n), self.base)
         teams = dict.fromkeys(self.names, tasks)
         ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)

@@ -129,6 +129,31 @@ def test_rules_hold_the_recipes_method() -> None:
     assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong, {})
 
 
+MINE = """
+import networkx as nx
+import numpy as np
+from community.ranking import Fit
+
+def latest(evidence, trust):
+    place = np.arange(len(evidence.items), dtype=float)
+    return Fit(place, place, place, place, {})
+
+def chain(members):
+    return nx.DiGraph(zip(members, members[1:]))
+"""
+
+
+def test_a_ranker_and_a_topology_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "my-own.py").write_text(MINE)
+    wanted = recipe(ranking={"method": "my-own.py:latest"}, topology={"use": "my-own.py:chain"})
+    ideas = [Idea("t", name, "c", 1, 0, 0, x, x) for name, x in zip(NAMES, "132", strict=True)]
+    ranking = rules_of(wanted, {}, tmp_path).rank(ideas, [], {})
+    assert ranking.method == "my-own.py:latest"
+    assert [e.idea for e in ranking.entries] == [ideas[i].id for i in (1, 2, 0)]
+    assert set(graph_of(wanted, NAMES, 1, tmp_path).edges) == {("ada-1", "ada-2"), ("ada-2", "bo")}
+    assert "there is no file" in refusal(rules_of, wanted, {}, tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_name_what_there_is(path: Path) -> None:
     shipped = read(path)
