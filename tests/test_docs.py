@@ -9,13 +9,14 @@ What becomes of a block follows from the word after its backticks:
   has such a file, the block quotes it, and every line is there;
 - `text`, or no word: something to look at.
 
-A page's blocks run in order in a folder of its own. Five things are not what a reader gets:
+A page's blocks run in order in a folder of its own. Some things are not what a reader gets:
 
-- runs of shipped recipes are cut short (`SHORT`);
+- runs of shipped recipes are cut short (`SHORT`), and in one process where no cluster is named;
 - a page that speaks of `adders` without playing it finds it played;
 - `make run` is `community run adders`; `make` and `pip` themselves are not run, but what they
   are asked for must exist;
 - nodes of Ray on this machine stand for a cluster;
+- what opens a screen (`SCREENS`) is not run, but its words must be understood;
 - `--push` has to fail for want of a hub, when the dataset is there.
 
 A line of `SLOW`, and what follows it on its page, is left to `make slow`.
@@ -29,6 +30,7 @@ import shutil
 import sqlite3
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,10 +40,12 @@ from typing import Any
 import pytest
 from command import Line
 from ray.cluster_utils import Cluster
+from typer.main import get_command
 
 from community.cache import cache
 from community.cli import app
 from community.config import check_options, parse
+from community.errors import CommunityError
 from community.parts import FILLED_IN
 from community.plugins import load
 from community.scoring import score
@@ -60,6 +64,7 @@ SHORT = {
     ),
     "crowd": "--rounds 1 --set tasks.train=4 --set tasks.holdout=2",
 }
+SCREENS = ("community watch",)
 SLOW = ("python finetune.py", "python -m community.kernels.bench", "ray start")
 
 
@@ -147,7 +152,7 @@ class Reader:
         return self._run(["python", name], block.place)
 
     def _query(self, block: Block) -> bool:
-        with sqlite3.connect(self.folder / "runs" / "adders" / "ledger.db") as database:
+        with closing(sqlite3.connect(self.folder / "runs/adders/ledger.db")) as database:
             assert database.execute(block.text).fetchall(), f"{block.place} finds nothing"
         return True
 
@@ -166,6 +171,8 @@ class Reader:
                 assert extras and set(extras) <= known_extras(), place
             case "ray":
                 self._ray(words)
+            case "community" if " ".join(words[:2]) in SCREENS:
+                assert has_options(words), f"{place}: {shlex.join(words)}"
             case "community" | "python":
                 return self._run(self._here(words), place)
             case _:
@@ -217,6 +224,15 @@ def made_with(arguments: list[str]) -> list[str]:
     rule = "community run adders $(ARGS)"
     assert rule in (ROOT / "Makefile").read_text(), "`make run` does something else by now"
     return shlex.split("".join(arguments).removeprefix("ARGS="))
+
+
+def has_options(words: list[str]) -> bool:
+    """Whether there is such a command, with the options that are named."""
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    if words[1] not in commands:
+        return False
+    known = {option for parameter in commands[words[1]].params for option in parameter.opts}
+    return {word for word in words if word.startswith("-")} <= known
 
 
 def known_extras() -> set[str]:
@@ -280,6 +296,28 @@ def test_a_page_does_what_it_says_to_its_end(name: str, reader: Reader, adders: 
     prepare(reader, PAGES[name], adders)
     reader.patient = True
     reader.read(PAGES[name])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```sh\ncommunity show nothing\n```\n",
+        "```sh\ncommunity watch adders --no-such-option\n```\n",
+        '```sh\npip install ".[no-such-extra]"\n```\n',
+        "```sh\nmake nothing\n```\n",
+        "```sh\nrm -r elsewhere\n```\n",
+        "```python\nassert False\n```\n",
+        '```python title="community/round.py"\nthe_round_is_played()\n```\n',
+        "```toml\n[run]\nruonds = 3\n```\n",
+        '```toml\n[[members]]\nuse = "scripted"\neror = 0.1\n```\n',
+        "```klingon\n```\n",
+        "```sh\n",
+    ],
+)
+def test_a_page_that_is_wrong_is_found_out(page: str, reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "wrong.md").write_text(page)
+    with pytest.raises((AssertionError, CommunityError, pytest.fail.Exception)):
+        reader.read(tmp_path / "wrong.md")
 
 
 @pytest.mark.slow
