@@ -107,6 +107,42 @@ TABLES = {
     "spent": 'Tokens by member, round and purpose: "ideas" or "learning".',
 }
 
+COLUMNS = {
+    "members.backend": "the agent's `use`",
+    "rounds.method": "the ranker",
+    "rounds.disconnected": "tasks whose comparisons fall into several components",
+    "rounds.router": "JSON",
+    "rounds.seconds": "wall clock; no part of the content hash",
+    "learnings.seconds": "wall clock; no part of the content hash",
+    "rounds.digest": "of all that the round recorded",
+    "learnings.digest": "of all that the learning recorded",
+    "tasks.id": "hash of the content: equal tasks have equal ids, whatever the round",
+    "tasks.key": "what makes two tasks the same (a+b and b+a); the prompt if empty",
+    "ideas.answer": "the canonical answer within `text`; empty if there is none",
+    "ideas.prompt": "what the author read, where it is not the task's prompt",
+    "ideas.failure": "why there is no answer",
+    "ideas.turn": "0: a first answer; 1 and up: revised after reading",
+    "ideas.tokens": "generated",
+    "ideas.logprob": "of the whole answer, in nats",
+    "verdicts.judge": "a member, or `world`",
+    "verdicts.score": "of one idea: 1 right, 0 wrong; of a pair: 1 where `idea` is better",
+    "rankings.strength": "log-odds, centred in the component",
+    "rankings.low": "of a 95% interval of the strength",
+    "rankings.high": "of a 95% interval of the strength",
+    "rankings.comparisons": "that stand behind the strength",
+    "rankings.component": "ideas in different ones were never compared; -1 has no answer",
+    "rankings.confidence": "share of the voters' trust; the world's word where it spoke",
+    "rankings.supporters": "members that gave this answer",
+    "lessons.rejected": "the idea that it was preferred over",
+    "checkpoints.id": "hash of the weights",
+    "checkpoints.parent": "the checkpoint before",
+    "checkpoints.path": "in the run's folder",
+    "checkpoints.before": "validation score of `parent`",
+    "checkpoints.after": "validation score of this one",
+    "checkpoints.loss": "of the last step",
+    "scores.solver": "a member, or `community`",
+}
+
 
 # -- recipes ---------------------------------------------------------------------------
 
@@ -122,9 +158,10 @@ def recipe_page() -> str:
 def _sections() -> Iterator[str]:
     for name, field in Recipe.model_fields.items():
         model = _model(field.annotation)
+        assert model, f"{name} is no table"
         many = get_origin(field.annotation) is tuple
         head = f"`[[{name}]]`" if many else f"`[{name}]`"
-        line = field.description or (inspect.getdoc(model) if model else "")
+        line = field.description or inspect.getdoc(model)
         yield f"## {head}\n\n{line}\n\n{_keys(model.model_fields.items())}"
 
 
@@ -249,9 +286,10 @@ def _first(thing: Any) -> str:
 
 def ledger_page() -> str:
     """The tables of a ledger. Raises ValueError for one that TABLES does not describe."""
-    known = tables.metadata.sorted_tables
-    if missing := {table.name for table in known} ^ TABLES.keys():
-        raise ValueError(f"TABLES in docs/reference.py and the ledger differ in {missing}")
+    known = tables.metadata.tables
+    columns = {str(column) for table in known.values() for column in table.columns}
+    if odd := (known.keys() ^ TABLES.keys()) | (COLUMNS.keys() - columns):
+        raise ValueError(f"docs/reference.py and the ledger differ in {odd}")
     order = [tables.metadata.tables[name] for name in TABLES]
     return "\n".join([MADE, LEDGER, *map(_schema, order)])
 
@@ -272,9 +310,10 @@ def _column(column: Column[Any]) -> str:
 
 
 def _reference(column: Column[Any]) -> str:
-    notes = ["key"] * column.primary_key + ["may be empty"] * bool(column.nullable)
+    notes = ["key"] * column.primary_key + ["may be NULL"] * bool(column.nullable)
     notes += [f"refers to `{key.target_fullname}`" for key in column.foreign_keys]
-    return ", ".join(notes)
+    notes.append(COLUMNS.get(str(column), ""))
+    return "; ".join(filter(None, notes))
 
 
 # -- both ------------------------------------------------------------------------------

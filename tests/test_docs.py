@@ -180,7 +180,8 @@ class Reader:
         return True
 
     def _run(self, words: list[str], place: str) -> bool:
-        done = Line(self.folder, words, COMMUNITY_CACHE=str(self.cache)).wait()
+        kept = {"COMMUNITY_CACHE": self.cache, "HF_DATASETS_CACHE": self.cache / "datasets"}
+        done = Line(self.folder, words, **{k: str(v) for k, v in kept.items()}).wait()
         assert done is not None
         said = f"{place}: {shlex.join(words)}\n{done.out}\n{done.err}"
         if "--push" in words:
