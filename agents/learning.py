@@ -32,7 +32,7 @@ class Optimizer(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     decay: float = Field(0.5, ge=0, le=1, description="share of the steps, linear to 0")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of both")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -26,9 +27,9 @@ if find_spec("peft"):
 class Adapter(Section):
     """A LoRA adapter (Hu et al., arXiv 2106.09685)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    targets: str | tuple[str, ...] = "all-linear"
+    rank: int = Field(16, ge=1, description="of the matrices")
+    alpha: int = Field(32, ge=1, description="scale: alpha / rank")
+    targets: str | tuple[str, ...] = Field("all-linear", description="names of layers in peft")
 
 
 def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -66,17 +67,22 @@ def weights_file(folder: Path) -> Path:
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Copy the weights of a saved checkpoint into a model of the same shape.
 
-    Raises CommunityError if they belong to another shape.
+    Raises CommunityError if they belong to another shape, or the file is damaged.
     """
-    state = load_file(path)
+    adapter = hasattr(model, "peft_config")
+    if path.name.startswith("adapter") != adapter:
+        wanted = "an adapter's" if adapter else "a whole model's"
+        raise CommunityError(f"this model takes {wanted} weights, and {path} holds others")
     try:
-        if path.name.startswith("adapter"):
+        state = load_file(path)
+        if adapter:
             set_peft_model_state_dict(model, state)
             return
         missing, unexpected = model.load_state_dict(state, strict=False)
         model.tie_weights()
-    except RuntimeError as error:
-        raise CommunityError(f"{path} does not fit this model: {error}") from error
+    except (RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CommunityError(f"{path} does not fit this model: {first}") from error
     tied = set(model.all_tied_weights_keys)
     if set(missing) - tied or unexpected:
         raise CommunityError(f"{path} belongs to a model of another shape")

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
+from community.config import option
 from community.errors import CommunityError
 from community.types import (
     Ballot,
@@ -40,11 +41,8 @@ class ScriptedAgent:
 
     `solve` gives the right text of a task; for lessons it must get by with the prompt and
     the domain. `domain` reads the domain off a lesson's prompt; without it a lesson changes
-    the rates of all domains. `error` is the share of wrong answers, `errors` the same for
-    single domains, `judge_error` the share of reversed judgements (near 1: hostile),
-    `stubbornness` the share of revisions that ignore what was read, `learn_rate` how far one
-    lesson moves an error rate, `crash` the share of requests that raise RuntimeError.
-    Raises CommunityError for a rate outside 0 to 1 and for less than one sample.
+    the rates of all domains. Raises CommunityError for a rate outside 0 to 1 and for less
+    than one sample.
     """
 
     def __init__(
@@ -54,13 +52,17 @@ class ScriptedAgent:
         *,
         solve: Callable[[Task], str],
         domain: Callable[[str], str] | None = None,
-        error: float = 0.2,
-        errors: Mapping[str, float] | None = None,
-        judge_error: float = 0.1,
-        stubbornness: float = 0.5,
-        learn_rate: float = 0.1,
-        samples: int = 1,
-        crash: float = 0.0,
+        error: Annotated[float, option("share of wrong answers")] = 0.2,
+        errors: Annotated[Mapping[str, float] | None, option("the same for single domains")] = None,
+        judge_error: Annotated[
+            float, option("share of reversed judgements; near 1: hostile")
+        ] = 0.1,
+        stubbornness: Annotated[
+            float, option("share of revisions that ignore what was read")
+        ] = 0.5,
+        learn_rate: Annotated[float, option("how far one lesson moves an error rate")] = 0.1,
+        samples: Annotated[int, option("answers to a task")] = 1,
+        crash: Annotated[float, option("share of requests that raise RuntimeError")] = 0.0,
     ) -> None:
         self.name = name
         self.seed = seed

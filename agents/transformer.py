@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ from community.agents.decoding import (
 )
 from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
-from community.config import Section
+from community.config import Section, option
 from community.errors import CommunityError
 from community.kernels.backend import backend, kernels, simt
 from community.kernels.gpt import LanguageModel, Unsupported
@@ -46,9 +46,9 @@ class Shape(Section):
     """A model made from a config of transformers."""
 
     family: str = Field("llama", description="a causal model type of transformers")
-    width: int = Field(64, ge=4)
-    depth: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
+    width: int = Field(64, ge=4, description="of the residual stream")
+    depth: int = Field(2, ge=1, description="layers")
+    heads: int = Field(4, ge=1, description="of attention")
     hidden: int = Field(0, ge=0, description="inner width of the MLP; 0: twice the width")
     activation: str = Field("", description="of the MLP; empty: the family's own")
     context: int = Field(64, ge=8, description="positions the model knows")
@@ -66,23 +66,31 @@ class TransformerAgent:
         seed: int,
         alphabet: str,
         *,
-        shape: Shape | None = None,
-        model: str = "",
-        adapter: Adapter | None = None,
-        system: str = "",
-        shots: tuple[tuple[str, str], ...] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_tokens: int = 32,
-        samples: int = 1,
-        batch: int = 256,
-        judge: Literal["logprob", "reading"] = "logprob",
-        optimizer: Optimizer | None = None,
-        generator: Literal["auto", "torch", "kernels"] = "auto",
+        shape: Annotated[Shape | None, option("of a model to be made")] = None,
+        model: Annotated[str, option("hub id, folder, GGUF file or packaged:NAME")] = "",
+        adapter: Annotated[Adapter | None, option("trained in place of the model")] = None,
+        system: Annotated[str, option("system message of a chat model")] = "",
+        shots: Annotated[
+            tuple[tuple[str, str], ...],
+            option("worked examples for a chat model: question, answer"),
+        ] = (),
+        temperature: Annotated[float, option("0: greedy", ge=0)] = 0.0,
+        top_p: Annotated[float, option("of sampling", gt=0, le=1)] = 1.0,
+        max_tokens: Annotated[int, option("of an answer", ge=1)] = 32,
+        samples: Annotated[int, option("answers to a task", ge=1)] = 1,
+        batch: Annotated[int, option("answers made at the same time", ge=1)] = 256,
+        judge: Annotated[
+            Literal["logprob", "reading"],
+            option("by how probable it finds an answer, or by reading both"),
+        ] = "logprob",
+        optimizer: Annotated[Optimizer | None, option("of its learning")] = None,
+        generator: Annotated[
+            Literal["auto", "torch", "kernels"], option("who computes answers and scores")
+        ] = "auto",
     ) -> None:
-        """`generator` answers and scores: "kernels" is C or OpenCL in float32 (CUDA on a GPU),
-        "auto" that for models in float32 without an adapter where it can run them on the
-        processor, and torch for the others.
+        """`generator` "kernels" is C or OpenCL in float32 (CUDA on a GPU), "auto" that for
+        models in float32 without an adapter where it can run them on the processor, and torch
+        for the others.
 
         Raises CommunityError unless exactly one of `shape` and `model` is given, and if the
         kernels are asked for and cannot run.
@@ -306,9 +314,23 @@ class TransformerAgent:
                 f"checkpoint {checkpoint} of {self.name} is {state} ({path}); "
                 "restore the file or start the run anew"
             )
+        self.adopt(folder / checkpoint)
+
+    def adopt(self, folder: Path) -> str:
+        """Take weights that transformers, peft or TRL saved in a folder; gives their id.
+
+        Raises CommunityError if there are none, or those of another shape.
+        """
+        path = weights_file(folder)
+        if not path.is_file():
+            raise CommunityError(
+                f"there are no weights in {folder}; name a folder with a model.safetensors or "
+                "an adapter_model.safetensors"
+            )
         load_weights(self.model, path)
         self._seen = None
-        self.checkpoint = checkpoint
+        self.checkpoint = _digest(path)
+        return self.checkpoint
 
 
 def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:

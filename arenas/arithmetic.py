@@ -11,8 +11,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 from community.arenas.splits import first_in_split
+from community.config import option
 from community.errors import unknown
 from community.types import Idea, Split, Task, seed_of
 
@@ -29,9 +31,11 @@ class ArithmeticArena:
 
     def __init__(
         self,
-        operations: Sequence[str] = ("addition",),
-        reverse: bool = False,
-        padded: bool = False,
+        operations: Annotated[Sequence[str], option("of addition, subtraction, multiplication")] = (
+            "addition",
+        ),
+        reverse: Annotated[bool, option("numbers begin with the least digit")] = False,
+        padded: Annotated[bool, option("zeros fill the answer to its greatest width")] = False,
     ) -> None:
         for operation in operations:
             if operation not in SIGNS:

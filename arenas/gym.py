@@ -3,7 +3,7 @@
 In a recipe:
 
     [arena]
-    name = "gym"
+    use = "gym"
     tasks = ["gcd", {name = "chain_sum", min_terms = "level", max_terms = "level"}]
 
 Everything beside `name` is the task's own configuration; where a value is "level", the
@@ -19,9 +19,10 @@ import string
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 from community.arenas.splits import first_in_split
+from community.config import option
 from community.errors import CommunityError, unknown
 from community.types import Idea, Split, Task, seed_of
 
@@ -91,7 +92,13 @@ class GymArena:
     # ASCII and Latin letters with accents, which its word lists hold here and there
     alphabet = string.printable + "".join(map(chr, range(0xA1, 0x180)))
 
-    def __init__(self, tasks: Sequence[str | Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        tasks: Annotated[
+            Sequence[str | Mapping[str, Any]],
+            option("names, or tables of a name and the task's own configuration"),
+        ],
+    ) -> None:
         _require()
         if not tasks:
             raise CommunityError("the gym arena has no tasks; name at least one in arena.tasks")

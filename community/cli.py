@@ -122,6 +122,21 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def score(
+    run: RunArgument,
+    member: Annotated[str, typer.Argument(help="Whose weights: a member of the run.")],
+    weights: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of such weights that were trained elsewhere.", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Score a member's weights on the run's holdout, beside others of the same shape."""
+    engine = _engine()
+    scores = engine.score(run_folder(run), member, weights or [])
+    console.print(engine.render_scores(scores))
+
+
+@app.command()
 def lineage(
     run: RunArgument,
     idea: Annotated[
@@ -258,7 +273,7 @@ def export(
       community export adders --format prompt-completion --min-confidence 0.8 --to data/best
     Pairs told apart, for DPOTrainer and RewardTrainer (prompt, chosen, rejected):
       community export adders --format dpo --margin 1 --winners 3 --to data/pairs
-      community export adders --format reward --verified --chat --to data/reward
+      community export adders --format reward --chat --to data/reward
     Good and bad answers, for KTOTrainer (prompt, completion, label):
       community export adders --format kto --rounds 3- --to data/kto
     Tasks with what the community believes, for GRPOTrainer (prompt, answer):

@@ -34,7 +34,7 @@ class Part(BaseModel):
     """A table that names a part (`use`) and holds that part's own options beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    use: str
+    use: str = Field(description="its name")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -44,12 +44,12 @@ class Part(BaseModel):
 class RunSection(Section):
     """How long, how, and where."""
 
-    name: Name = "run"
-    seed: int = 0
+    name: Name = Field("run", description="of its folder; the recipe's own name if not given")
+    seed: int = Field(0, description="everything random follows from it")
     rounds: int = Field(5, ge=0, description="rounds to play; 0: only score the start")
     turns: int = Field(0, ge=0, description="turns of conversation after the first answers")
     world: World = Field("always", description="when the world may speak for learning")
-    pool: Literal["local", "ray"] = "ray"
+    pool: Literal["local", "ray"] = Field("ray", description="this process, or one actor a member")
     workers: int = Field(2, ge=1, description="agents at work at the same time (ray)")
 
 
@@ -57,37 +57,37 @@ class TasksSection(Section):
     """What is posed: level n of `levels` in round n (the last one from then on)."""
 
     train: int = Field(100, ge=1, description="tasks a round")
-    levels: tuple[int, ...] = Field((1,), min_length=1)
+    levels: tuple[int, ...] = Field((1,), min_length=1, description="one for each round")
     phrasings: int = Field(1, ge=1, description="wordings of a task; sample n gets the n-th")
     validation: int = Field(0, ge=0, description="validation tasks a level")
-    validation_levels: tuple[int, ...] = (1,)
+    validation_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
     holdout: int = Field(100, ge=0, description="holdout tasks a level")
-    holdout_levels: tuple[int, ...] = (1,)
+    holdout_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
 
 
 class FirstSection(Section):
     """What the first experts learn, with answers, before round 1."""
 
     examples: int = Field(0, ge=0, description="worked examples; 0: members start as they are")
-    levels: tuple[int, ...] = (1,)
-    steps: int = Field(400, ge=1)
+    levels: tuple[int, ...] = Field((1,), description="drawn equally often")
+    steps: int = Field(400, ge=1, description="training steps")
 
 
 class Member(Part):
-    """One member, or `count` of them that differ in their seed."""
+    """One member, or `count` of them that differ in their seed; the agent's options beside."""
 
-    name: Name = "expert"
-    count: int = Field(1, ge=1)
+    name: Name = Field("expert", description="numbered where there are several: expert-1")
+    count: int = Field(1, ge=1, description="how many")
     domains: tuple[str, ...] = Field((), description="of its first lessons; none: all there are")
     cpus: float = Field(0, ge=0, description="of a Ray cluster; 0: an even share of the workers")
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0, ge=0, description="of a Ray cluster")
 
 
 class TopologySection(Part):
-    """Who reads whom; `from_round` starts a schedule when there are several."""
+    """Who reads whom, with the topology's options; several are a schedule."""
 
-    use: str = "complete"
-    from_round: int = Field(1, ge=1)
+    use: str = Field("complete", description="its name")
+    from_round: int = Field(1, ge=1, description="the first round that it holds in")
 
 
 class JudgingSection(Section):
@@ -100,9 +100,9 @@ class JudgingSection(Section):
 class RankingSection(Section):
     """How ideas are put in order, and when a winner is believed."""
 
-    method: str = "bradley-terry"
-    min_confidence: float = Field(0.6, ge=0, le=1)
-    min_supporters: int = Field(1, ge=1)
+    method: str = Field("bradley-terry", description="the ranker")
+    min_confidence: float = Field(0.6, ge=0, le=1, description="share of trust behind a winner")
+    min_supporters: int = Field(1, ge=1, description="members that gave the winner's answer")
     best: float = Field(1.0, gt=0, le=1, description="share of the believed winners to teach")
 
 
@@ -110,16 +110,16 @@ class RouterSection(Section):
     """Who attempts what, and who learns what."""
 
     top_k: int = Field(0, ge=0, description="members that attempt a task; 0: every one")
-    policy: str = "all"
-    explore: float = Field(0.1, ge=0, le=1)
+    policy: str = Field("all", description="who learns a winner")
+    explore: float = Field(0.1, ge=0, le=1, description="share of round 1's tasks with a newcomer")
 
 
 class LearningSection(Section):
     """How lessons become weights. `steps` or `epochs` says for how long."""
 
     steps: int = Field(0, ge=0, description="training steps a round; 0: by `epochs`")
-    epochs: float = Field(1.0, gt=0)
-    batch: int = Field(32, ge=1)
+    epochs: float = Field(1.0, gt=0, description="passes over the round's lessons")
+    batch: int = Field(32, ge=1, description="lessons a step")
     min_lessons: int = Field(1, ge=1, description="with fewer, a member does not learn")
     replay: int = Field(0, ge=0, description="earlier lessons mixed in, for each earlier round")
     revalidate: bool = Field(False, description="rehearse no lesson that most contradict by now")
@@ -130,14 +130,16 @@ class LearningSection(Section):
 class BudgetSection(Section):
     """A hard stop at a clean point; 0 is no limit."""
 
-    tokens: int = Field(0, ge=0)
-    seconds: float = Field(0, ge=0)
+    tokens: int = Field(0, ge=0, description="generated and learned, all members together")
+    seconds: float = Field(0, ge=0, description="of rounds and their learning")
 
 
 class BaselinesSection(Section):
     """What the member that looks best at the start does alone: `community/baselines.py`."""
 
-    run: tuple[Literal["self-consistency", "no-filter", "greedy", "few-shot", "majority"], ...] = ()
+    run: tuple[Literal["self-consistency", "no-filter", "greedy", "few-shot", "majority"], ...] = (
+        Field((), description="which of them")
+    )
     shots: int = Field(4, ge=1, description="worked examples in the prompt of few-shot")
 
 
@@ -145,7 +147,7 @@ class Recipe(Section):
     """A whole recipe. See `runs/` for examples."""
 
     run: RunSection = RunSection()
-    arena: Part
+    arena: Part = Field(description="What poses the tasks; its own options stand beside `use`.")
     tasks: TasksSection = TasksSection()
     first: FirstSection = FirstSection()
     members: tuple[Member, ...] = Field(min_length=1)
@@ -223,6 +225,11 @@ def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise CommunityError(_explain(error, Recipe, source)) from error
+
+
+def option(description: str, **limits: Any) -> Any:
+    """What an option of a part is for, and its limits: `Annotated[int, option("…", ge=1)]`."""
+    return Field(description=description, **limits)
 
 
 def setting(text: str) -> tuple[str, Any]:

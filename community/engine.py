@@ -9,6 +9,8 @@ from community.plan import plan
 from community.progress import Display
 from community.report import figures, render, write
 from community.run import How, play
+from community.scoring import render as render_scores
+from community.scoring import score
 from community.study import render as render_study
 from community.study import study
 
@@ -27,8 +29,10 @@ __all__ = [
     "play_baselines",
     "render",
     "render_lineage",
+    "render_scores",
     "render_study",
     "reopen",
+    "score",
     "study",
     "undo",
     "write",

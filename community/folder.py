@@ -48,7 +48,7 @@ def _check(recipe: Recipe, base: Path) -> None:
     names = [spec.name for spec in specs_of(recipe, base)]
     arena_of(recipe, base)
     router_of(recipe, names)
-    rules_of(recipe)
+    rules_of(recipe, base)
     for topology in recipe.topology:
         graph_of(recipe, names, topology.from_round, base)
 

@@ -9,10 +9,9 @@ from typing import Any
 import networkx as nx
 
 from community.config import Recipe, check_options
-from community.errors import unknown
 from community.plugins import load
 from community.pool import Spec
-from community.ranking import METHODS, pairings, rank
+from community.ranking import pairings, rank
 from community.round import Rules, Trust
 from community.router import Router
 from community.topology import at_round, build
@@ -77,17 +76,20 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
     if "path" in options:
         options = {**options, "path": str(base / options["path"])}
     seed = seed_of(recipe.run.seed, "topology")
-    return build(load("topology", use.replace("-", "_"), base), names, seed, **options)
+    use = use if ":" in use else use.replace("-", "_")  # ours are written either way
+    return build(load("topology", use, base), names, seed, **options)
 
 
-def rules_of(recipe: Recipe, trust: Trust = lambda tasks: {}) -> Rules:
-    """How the community deliberates, given what is known of its members in some tasks."""
-    if recipe.ranking.method not in METHODS:
-        raise unknown("ranking method", recipe.ranking.method, METHODS)
+def rules_of(recipe: Recipe, base: Path, trust: Trust = lambda tasks: {}) -> Rules:
+    """How the community deliberates, given what is known of its members in some tasks.
+
+    Raises CommunityError for an unknown ranker.
+    """
     method = recipe.ranking.method
+    own = load("ranker", method, base)
     return Rules(
         seed=recipe.run.seed,
-        rank=lambda ideas, verdicts, trust: rank(ideas, verdicts, method, trust),
+        rank=lambda ideas, verdicts, trust: rank(ideas, verdicts, method, trust, own),
         pairings=pairings,
         turns=recipe.run.turns,
         pairs=recipe.judging.pairs,

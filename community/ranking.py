@@ -99,9 +99,11 @@ def rank(
     verdicts: Sequence[Verdict],
     method: str = "bradley-terry",
     trust: Mapping[str, float] | None = None,
+    own: Method | None = None,
 ) -> Ranking:
     """Every idea's place among the ideas of its task; neither argument's order matters.
 
+    `own` is a method that is not in METHODS, and `method` then its name.
     `trust` is what is known of judges and authors beforehand (1 follows the truth, 0 noise,
     < 0 hostile), such as their self-consistency. Ideas with one answer share everything but the
     place. Where the world spoke, its right answers come before the unchecked and these before
@@ -113,10 +115,10 @@ def rank(
 
     CommunityError for an unknown method; see `gather` for what else can be wrong.
     """
-    if method not in METHODS:
+    if own is None and method not in METHODS:
         raise unknown("ranking method", method, METHODS)
     evidence = gather(ideas, verdicts)
-    fit = METHODS[method](evidence, trust or {})
+    fit = (own or METHODS[method])(evidence, trust or {})
     component = evidence.component()
     split = len(np.unique(evidence.task[component > 0]))
     entries = _entries(ideas, evidence, fit, component.tolist())

@@ -98,7 +98,8 @@ def deliberate(
     verdicts = members.judge(ballots(n, tasks, ideas, list(teams), rules))
     if arena is not None:
         verdicts += ask_world(n, tasks, ideas, arena)
-    return ideas, verdicts, in_order(tasks, ideas, verdicts, rules)
+    ranking = in_order(tasks, ideas, verdicts, rules)
+    return ideas, verdicts, ranking
 
 
 def in_order(

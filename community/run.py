@@ -23,7 +23,18 @@ from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
 from community.round import deliberate, play_round
-from community.types import Checkpoint, Idea, Learned, Learning, Lesson, Round, Score, Split, Task
+from community.types import (
+    Arena,
+    Checkpoint,
+    Idea,
+    Learned,
+    Learning,
+    Lesson,
+    Round,
+    Score,
+    Split,
+    Task,
+)
 
 POOLS = ("local", "ray")
 
@@ -152,7 +163,7 @@ class Run:
         tasks = self.tasks("train", n)
         world = self.arena if self.recipe.run.world == "always" else None
         graph = graph_of(self.recipe, self.names, n, self.base)
-        rules = rules_of(self.recipe)
+        rules = rules_of(self.recipe, self.base)
         round_ = play_round(n, tasks, self.members, graph, self.router, world, rules)
         self.ledger.record(round_)
         return round_
@@ -160,21 +171,7 @@ class Run:
     @cache  # noqa: B019  (a run lives as long as its process)
     def tasks(self, split: Split, n: int = 0) -> tuple[Task, ...]:
         """The tasks of a split; of round n where it is the train split. Each once."""
-        wanted = self.recipe.tasks
-        if split == "train":
-            plan = [(self.recipe.level(n), wanted.train)]
-        elif split == "validation":
-            plan = [(level, wanted.validation) for level in wanted.validation_levels]
-        else:
-            plan = [(level, wanted.holdout) for level in wanted.holdout_levels]
-        # A round's tasks follow each other in one sequence, so that none comes twice early on.
-        first = (n - 1) * wanted.train if n else 0
-        posed = (
-            self.arena.pose(split, self.seed, first + index, level)
-            for level, count in plan
-            for index in range(count)
-        )
-        return tuple({task.id: task for task in posed}.values())
+        return tasks_of(self.recipe, self.arena, split, n)
 
     # -- learning ----------------------------------------------------------------------
 
@@ -293,31 +290,22 @@ class Run:
         if not tasks:
             return ()
         checked = self.recipe.run.world == "always"
-        rules = rules_of(self.recipe, self.router.known) if checked else rules_of(self.recipe)
+        trust = self.router.known if checked else lambda tasks: {}
+        rules = rules_of(self.recipe, self.base, trust)
         graph = graph_of(self.recipe, self.names, max(1, n), self.base)
         teams = dict.fromkeys(self.names, tasks)
         ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)
         by_id = {idea.id: idea for idea in ideas}
-        answers = {("community", t): by_id[top.idea] for t, top in ranking.winners().items()}
-        answers |= {
-            (idea.author, idea.task): idea for idea in ideas if idea.sample == 0 and idea.turn == 0
-        }
+        answers = {"community": {t: by_id[top.idea] for t, top in ranking.winners().items()}}
+        answers |= {name: {} for name in self.names}
+        for idea in ideas:
+            if idea.sample == 0 and idea.turn == 0:
+                answers[idea.author][idea.task] = idea
         return tuple(
             score
-            for solver in ("community", *self.names)
-            for score in self._score(n, solver, tasks, answers)
+            for solver, given in answers.items()
+            for score in scores_of(n, solver, tasks, given, self.arena)
         )
-
-    def _score(
-        self, n: int, solver: str, tasks: Sequence[Task], answers: Mapping[tuple[str, str], Idea]
-    ) -> Iterator[Score]:
-        groups: dict[tuple[str, int], list[float]] = {}
-        for task in tasks:
-            idea = answers.get((solver, task.id))
-            right = (self.arena.verify(task, idea) or 0.0) if idea else 0.0
-            groups.setdefault((task.domain, task.level), []).append(right)
-        for (domain, level), rights in groups.items():
-            yield Score(n, solver, "holdout", domain, level, sum(rights), len(rights))
 
     # -- the rest ----------------------------------------------------------------------
 
@@ -329,6 +317,38 @@ class Run:
             "rollbacks": sum(not c.kept for c in checkpoints),
             "scores": [s for s in self.ledger.scores() if s.round == round_.n],
         }
+
+
+def tasks_of(recipe: Recipe, arena: Arena, split: Split, n: int = 0) -> tuple[Task, ...]:
+    """The tasks of a split that a recipe poses; of round n where it is train. Each once."""
+    wanted = recipe.tasks
+    if split == "train":
+        plan = [(recipe.level(n), wanted.train)]
+    elif split == "validation":
+        plan = [(level, wanted.validation) for level in wanted.validation_levels]
+    else:
+        plan = [(level, wanted.holdout) for level in wanted.holdout_levels]
+    # A round's tasks follow each other in one sequence, so that none comes twice early on.
+    first = (n - 1) * wanted.train if n else 0
+    posed = (
+        arena.pose(split, recipe.run.seed, first + index, level)
+        for level, count in plan
+        for index in range(count)
+    )
+    return tuple({task.id: task for task in posed}.values())
+
+
+def scores_of(
+    n: int, solver: str, tasks: Sequence[Task], answers: Mapping[str, Idea], arena: Arena
+) -> Iterator[Score]:
+    """Exact match on holdout tasks by domain and level; `answers` are task id -> idea."""
+    groups: dict[tuple[str, int], list[float]] = {}
+    for task in tasks:
+        idea = answers.get(task.id)
+        right = (arena.verify(task, idea) or 0.0) if idea else 0.0
+        groups.setdefault((task.domain, task.level), []).append(right)
+    for (domain, level), rights in groups.items():
+        yield Score(n, solver, "holdout", domain, level, sum(rights), len(rights))
 
 
 def _checkpoint(name: str, n: int, id_: str, parent: str, learned: Learned | None) -> Checkpoint:

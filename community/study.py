@@ -71,12 +71,16 @@ def render(outcomes: Sequence[Outcome]) -> Table:
     table.add_column("spread", justify="right")
     for o in outcomes:
         table.add_column(f"seed {o.seed}", justify="right")
-    for group in outcomes[0].community:
-        values = [o.community[group] for o in outcomes]
-        cells = [
-            f"{o.community[group]:.2f} ({o.weakest_start[group]:.2f} > {o.weakest_end[group]:.2f})"
-            for o in outcomes
-        ]
+    # a small holdout may hold a domain under one seed and not under another
+    for group in dict.fromkeys(group for o in outcomes for group in o.community):
+        values = [o.community[group] for o in outcomes if group in o.community]
+        cells = [_cell(o, group) for o in outcomes]
         spread = stdev(values) if len(values) > 1 else 0.0
         table.add_row(group, f"{fmean(values):.3f}", f"{spread:.3f}", *cells)
     return table
+
+
+def _cell(o: Outcome, group: str) -> str:
+    if group not in o.community:
+        return "-"
+    return f"{o.community[group]:.2f} ({o.weakest_start[group]:.2f} > {o.weakest_end[group]:.2f})"

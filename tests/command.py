@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +123,18 @@ class Command:
     """A running `community` command, in a process group of its own."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        settings = {"COMMUNITY_HOME": str(folder), "COMMUNITY_CACHE": str(folder / "cache")}
+        self._start(folder, Path(), ["community", *arguments], settings | environment)
+
+    def _start(
+        self, logs: Path, work: Path, words: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         stem = f"{time.monotonic_ns()}"
-        self.files = folder / f"{stem}.out", folder / f"{stem}.err"
+        self.files = logs / f"{stem}.out", logs / f"{stem}.err"
         for file in self.files:
             file.touch()
-        settings = {"COMMUNITY_HOME": str(folder), "COMMUNITY_CACHE": str(folder / "cache")}
         self.process: Any = SERVER.Process(
-            target=_command, args=(list(arguments), settings | environment, *self.files)
+            target=_process, args=(str(work), list(words), dict(environment), *self.files)
         )
         self.process.start()
 
@@ -142,6 +149,13 @@ class Command:
         return Done(self.process.exitcode, *(file.read_text() for file in self.files))
 
 
+class Line(Command):
+    """A line of a shell in a folder: `community …`, `python FILE …` or `python -m MODULE …`."""
+
+    def __init__(self, folder: Path, words: Sequence[str], **environment: str) -> None:
+        self._start(folder.parent, folder, words, environment)
+
+
 def community(folder: Path, *arguments: str, **environment: str) -> Done:
     """Run a command to its end."""
     done = Command(folder, *arguments, **environment).wait()
@@ -149,13 +163,25 @@ def community(folder: Path, *arguments: str, **environment: str) -> Done:
     return done
 
 
-def _command(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+def _process(
+    work: str, words: list[str], environment: dict[str, str], out: Path, err: Path
+) -> None:
     os.setpgrp()
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(environment)
-    sys.argv = ["community", *arguments]
-    main()
+    os.chdir(work)
+    if words[0] == "community":
+        sys.argv = words
+        main()
+        return
+    assert words[0] == "python", words
+    sys.path[:0] = [work]
+    sys.argv = words[2:] if words[1] == "-m" else words[1:]
+    if words[1] == "-m":
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[1], run_name="__main__")
 
 
 def write_recipe(folder: Path, text: str = RECIPE, **changes: str) -> str:

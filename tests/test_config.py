@@ -247,3 +247,10 @@ def test_a_recipe_does_not_change() -> None:
     recipe: Recipe = parse(LEAST)
     with pytest.raises(ValueError, match="frozen"):
         recipe.run.seed = 3  # type: ignore[misc]
+
+
+def test_an_options_limits_are_checked_before_a_run_starts() -> None:
+    with pytest.raises(CommunityError) as caught:
+        check_options(TransformerAgent, {"temperature": -1}, "members.ada", FILLED_IN)
+    expected = "members.ada: temperature: input should be greater than or equal to 0 (not -1)"
+    assert one_line(caught.value) == expected

@@ -38,7 +38,7 @@ LAYERS: list[set[str]] = [
         *("plots", "canvas", "curves", "heatmaps", "networks", "trees"),
         *("export", "candidates", "formats", "wanted", "writers", "dedup", "card"),
     },
-    {"run", "baselines", "study", "plan"},
+    {"run", "baselines", "study", "plan", "scoring"},
     {"cli", "outputs", "home", "engine", "progress", "dashboard", "doctor", "__main__"},
     {"bench"},
 ]

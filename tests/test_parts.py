@@ -121,14 +121,39 @@ def test_a_topologys_mistake_is_named(topology: dict[str, Any], expected: str) -
 
 def test_rules_hold_the_recipes_method() -> None:
     talk = recipe(run={"turns": 2}, judging={"pairs": 5, "judges": 1})
-    found = rules_of(talk, lambda tasks: {"bo": 0.5})
+    found = rules_of(talk, HERE, lambda tasks: {"bo": 0.5})
     assert (found.turns, found.pairs, found.judges, found.trust([])) == (2, 5, 1, {"bo": 0.5})
-    assert rules_of(talk).trust([]) == {}
+    assert rules_of(talk, HERE).trust([]) == {}
     ideas = [Idea("t", name, "c", 1, 0, 0, "5", "5") for name in NAMES]
-    majority = rules_of(recipe(ranking={"method": "majority"}))
+    majority = rules_of(recipe(ranking={"method": "majority"}), HERE)
     assert majority.rank(ideas, [], {}).method == "majority"
     wrong = recipe(ranking={"method": "bradley-tery"})
-    assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong)
+    assert "did you mean 'bradley-terry'?" in refusal(rules_of, wrong, HERE)
+
+
+MINE = """
+import networkx as nx
+import numpy as np
+from community.ranking import Fit
+
+def latest(evidence, trust):
+    place = np.arange(len(evidence.items), dtype=float)
+    return Fit(place, place, place, place, {})
+
+def chain(members):
+    return nx.DiGraph(zip(members, members[1:]))
+"""
+
+
+def test_a_ranker_and_a_topology_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "my-own.py").write_text(MINE)
+    wanted = recipe(ranking={"method": "my-own.py:latest"}, topology={"use": "my-own.py:chain"})
+    ideas = [Idea("t", name, "c", 1, 0, 0, x, x) for name, x in zip(NAMES, "132", strict=True)]
+    ranking = rules_of(wanted, tmp_path).rank(ideas, [], {})
+    assert ranking.method == "my-own.py:latest"
+    assert [e.idea for e in ranking.entries] == [ideas[i].id for i in (1, 2, 0)]
+    assert set(graph_of(wanted, NAMES, 1, tmp_path).edges) == {("ada-1", "ada-2"), ("ada-2", "bo")}
+    assert "there is no file" in refusal(rules_of, wanted, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -141,7 +166,7 @@ def test_shipped_recipes_name_what_there_is(path: Path) -> None:
     arena = arena_of(shipped, path.parent)
     assert arena.pose("train", 0, 0, shipped.level(1)).prompt
     router_of(shipped, names)
-    rules_of(shipped)
+    rules_of(shipped, path.parent)
     for topology in shipped.topology:
         graph = graph_of(shipped, names, topology.from_round, path.parent)
         assert set(graph) == set(names)

@@ -53,3 +53,11 @@ def test_mean_spread_and_each_seed_are_shown() -> None:
     for value in ("0.600", "0.141", "0.50 (0.10 > 0.20)", "0.70", "seed 0", "seed 1"):
         assert value in shown
     assert "0.000" in text_of(outcomes[:1])  # one seed has no spread
+
+
+def test_a_domain_that_one_seed_drew_and_another_did_not() -> None:
+    one = Outcome(0, {"addition 1": 0.5}, {"addition 1": 0.1}, {"addition 1": 0.2})
+    other = Outcome(1, {"product 1": 0.25}, {"product 1": 0.1}, {"product 1": 0.2})
+    rows = [line.split() for line in text_of([one, other]).splitlines()]
+    assert any("product" in row and "0.250" in row and "-" in row for row in rows)
+    assert any("addition" in row and "0.500" in row and "-" in row for row in rows)

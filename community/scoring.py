@@ -1,0 +1,94 @@
+"""How well weights do on a run's holdout: a member's own beside those trained elsewhere.
+
+The ledger has the scores of a run. Here the member answers the same tasks once more, one
+greedy answer each, with whatever weights it is given, so that all of them can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from community.baselines import alone
+from community.config import Recipe
+from community.errors import CommunityError, unknown
+from community.folder import reopen
+from community.ledger import Ledger
+from community.parts import arena_of, specs_of
+from community.plugins import load
+from community.pool import build
+from community.run import scores_of, tasks_of
+from community.types import Arena, Idea, Request, Score, Task
+
+Scores = Mapping[str, Sequence[Score]]  # weights -> exact match by domain and level
+
+
+def score(folder: Path, member: str, others: Sequence[Path] = ()) -> Scores:
+    """Scores of a member's first weights, of those it has now, and of those in `others`.
+
+    `others` are folders that transformers, peft or TRL saved. Raises CommunityError for a
+    member or weights that are not there or do not fit, and for a run without a holdout.
+    """
+    recipe, base = reopen(folder)
+    arena = arena_of(recipe, base)
+    agent = _greedy(recipe, member, base)
+    tasks = tasks_of(recipe, arena, "holdout")
+    if not tasks:
+        raise CommunityError(f"{folder.name} has no holdout; its recipe says tasks.holdout = 0")
+    found = {}
+    for name, take in _weights(agent, folder, member, others):
+        take()
+        found[name] = tuple(scores_of(0, name, tasks, _answers(agent, tasks, arena), arena))
+    return found
+
+
+def render(scores: Scores) -> Table:
+    """Exact match, a row for each domain and level, a column for each of the weights."""
+    table = Table("holdout", "tasks", *scores)
+    rows = zip(*scores.values(), strict=True)
+    for row in rows:
+        shares = [f"{s.right / s.total:.3f}" for s in row]
+        table.add_row(f"{row[0].domain} {row[0].level}", str(row[0].total), *shares)
+    rights = [sum(s.right for s in column) for column in scores.values()]
+    total = sum(s.total for s in next(iter(scores.values())))
+    table.add_section()
+    table.add_row("all", str(total), *(f"{right / total:.3f}" for right in rights))
+    return table
+
+
+def _greedy(recipe: Recipe, member: str, base: Path) -> Any:
+    """The member, answering greedily. Raises CommunityError for one that has no weights."""
+    tables = dict(recipe.roster())
+    if member not in tables:
+        raise unknown("member", member, tables)
+    use = tables[member].use
+    if not hasattr(load("agent", use, base), "adopt"):
+        raise CommunityError(f"{member} is an agent of kind {use}, which has no weights to score")
+    (spec,) = specs_of(alone(recipe, member, "greedy", base), base)
+    return build(spec)
+
+
+def _weights(
+    agent: Any, folder: Path, member: str, others: Sequence[Path]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A name for each of the weights, and the call by which the agent takes them."""
+    with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
+        kept = [c for c in ledger.checkpoints(member) if c.kept]
+    if not kept:
+        raise CommunityError(f"{folder.name} has no checkpoint of {member} yet; resume the run")
+    yield "start", partial(agent.load, folder / "checkpoints", kept[0].id)
+    if kept[1:]:
+        yield f"round {kept[-1].round}", partial(agent.load, folder / "checkpoints", kept[-1].id)
+    for other in others:
+        yield str(other), partial(agent.adopt, other)
+
+
+def _answers(agent: Any, tasks: Sequence[Task], arena: Arena) -> dict[str, Idea]:
+    ideas = agent.propose([Request(task, 0, 0, 0, samples=1) for task in tasks])
+    pairs = zip(tasks, ideas, strict=True)
+    return {task.id: replace(idea, answer=arena.answer(task, idea.text)) for task, idea in pairs}
