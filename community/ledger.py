@@ -102,7 +102,8 @@ class Ledger:
     def open(cls, place: str | Path, read_only: bool = False) -> Ledger:
         """The ledger at a path or SQLAlchemy URL, brought up to this program's schema.
 
-        Raises CommunityError if there is none, or a damaged or a newer one.
+        Read only, an older one is left as it is, and searched without an index. Raises
+        CommunityError if there is none, or a damaged or a newer one.
         """
         url = url_of(place)
         path = file_of(url)
@@ -122,10 +123,11 @@ class Ledger:
         if version is None:
             raise CommunityError(f"{self.where} is not a ledger; name the ledger.db of a run")
         if version < len(tables.MIGRATIONS):
-            if self.read_only:
+            if not self.read_only:
+                with self._writing() as conn:
+                    tables.migrate(conn)
+            elif version < tables.READABLE:
                 raise CommunityError(f"{self.where} is of an older version; resume its run once")
-            with self._writing() as conn:
-                tables.migrate(conn)
 
     def close(self) -> None:
         self.engine.dispose()

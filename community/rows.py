@@ -19,6 +19,7 @@ from community.tables import (
     checkpoints,
     edges,
     ideas,
+    index_ideas,
     learnings,
     lessons,
     parents,
@@ -158,7 +159,9 @@ def write_round(conn: Connection, round: Round, digest: str) -> None:
     idea_row = _Rows(conn, ideas, [i.id for i in round.ideas])
     count = len(round.tasks)
     _add(conn, tasks, {"round": [n] * count, **_columns(round.tasks, ["id", *_TASK])})
+    last = next_row(conn, ideas) - 1
     _write_ideas(conn, round.ideas, task_row, idea_row)
+    index_ideas(conn, after=last)
     _write_judgement(conn, round, task_row, idea_row)
     readers, authors = [r for r, _ in round.edges], [a for _, a in round.edges]
     _add(conn, edges, {"round": [n] * len(readers), "reader": readers, "author": authors})

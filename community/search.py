@@ -8,14 +8,28 @@ All of them must be there; the case of A to Z does not matter.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Subquery,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
 
+from community import textindex
 from community.errors import CommunityError
 from community.ledger import Ledger
-from community.tables import ideas, rankings, tasks
+from community.rows import chunks
+from community.tables import ideas, members, rankings, rounds, tasks
 
 Order = Literal["strength", "round", "arena", "author"]
 
@@ -52,7 +66,9 @@ class Found:
     failure: str
 
 
-_COLUMNS = (
+_IDEAS = select(ideas.c.row).join_from(ideas, tasks, ideas.c.task == tasks.c.row)
+_SAME = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
+_SHOWN = _IDEAS.outerjoin(rankings, _SAME).add_columns(
     *(ideas.c.id, ideas.c.round, ideas.c.author, tasks.c.arena, tasks.c.domain, tasks.c.level),
     *(ideas.c.turn, tasks.c.prompt, ideas.c.answer, ideas.c.text, rankings.c.place),
     *(rankings.c.strength, ideas.c.failure),
@@ -63,6 +79,12 @@ _KEYS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "author": (ideas.c.author, ideas.c.row),
     "arena": (tasks.c.arena, tasks.c.domain, ideas.c.row),
 }
+_STRENGTH = rankings.c.strength
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+FEW = 20_000
+"""So many candidates are gathered and sorted."""
+REACHES = (1_000, 10_000)
+"""How far down the order of strength an index is followed before all candidates are gathered."""
 
 
 def search(ledger: Ledger, query: Query, limit: int = 100, offset: int = 0) -> list[Found]:
@@ -74,56 +96,188 @@ def search(ledger: Ledger, query: Query, limit: int = 100, offset: int = 0) -> l
     if query.sort not in _KEYS:
         raise CommunityError(f"ideas are sorted by {', '.join(_KEYS)}, not by {query.sort!r}")
     with ledger.reading() as conn:
-        chosen = _joined(conn, query).order_by(*_order(query)).limit(limit).offset(offset)
-        return [Found(*row) for row in conn.execute(chosen)]
+        rows = _Finder(conn, query).first(offset + limit)[offset:]
+        found: dict[int, Found] = {}
+        for part in chunks(rows):
+            for row, *facts in conn.execute(_SHOWN.where(ideas.c.row.in_(part))):
+                found[row] = Found(*facts)
+    return [found[row] for row in rows]
 
 
-def count(ledger: Ledger, query: Query, at_most: int = 1_000_000) -> int:
-    """How many ideas there are; counting stops at `at_most`."""
+def count(ledger: Ledger, query: Query, at_most: int = 10_000) -> int:
+    """How many ideas there are; `at_most` stands for so many or more.
+
+    Their texts are read one by one, a million in some seconds.
+    """
     with ledger.reading() as conn:
-        some = _joined(conn, query).with_only_columns(ideas.c.row).limit(at_most).subquery()
-        return conn.scalar(select(func.count()).select_from(some)) or 0
+        return _Finder(conn, query).count(at_most)
 
 
 def needles(text: str) -> list[str]:
-    """The words and quoted phrases of what a user typed, each once."""
-    found = (phrase or word for phrase, word in re.findall(r'"([^"]+)"|([^\s"]+)', text))
+    """The words and quoted phrases of what a user typed, in small letters, each once."""
+    readable = text.encode(errors="replace").decode().translate(_SMALL)
+    found = (phrase or word for phrase, word in re.findall(r'"([^"]+)"|([^\s"]+)', readable))
     return list(dict.fromkeys(found))
 
 
-def _joined(conn: Connection, query: Query) -> Select[Any]:
-    ranked = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
-    joined = select(*_COLUMNS).join_from(ideas, tasks, ideas.c.task == tasks.c.row)
-    return joined.outerjoin(rankings, ranked).where(*_conditions(conn, query))
+class _Finder:
+    """Finds the rows of `ideas` that a query wants.
 
+    Few candidates are gathered and sorted; of many, the first are soon met in order.
+    """
 
-def _conditions(conn: Connection, query: Query) -> list[ColumnElement[bool]]:
-    found = [_holds(conn, needle) for needle in needles(query.text)]
-    if query.author:
-        found.append(ideas.c.author == query.author)
-    if query.arena:
-        found.append(or_(tasks.c.arena == query.arena, tasks.c.domain == query.arena))
-    if query.first > 1:
-        found.append(ideas.c.round >= query.first)
-    if query.last is not None:
-        found.append(ideas.c.round <= query.last)
-    return found
+    def __init__(self, conn: Connection, query: Query) -> None:
+        self.conn, self.query = conn, query
+        self.needles = needles(query.text)
+        self.indexed = textindex.exists(conn)
+        self.between = self._between()
+        self.holds = self._conditions()
+        self.match = self._expression()
+        self.candidates = self._candidates() if self.indexed else None
+
+    def first(self, wanted: int) -> list[int]:
+        """The first so many rows in the query's order."""
+        sort = self.query.sort
+        if self.indexed and sort == "round" and self.match:
+            return self._matched(self.match, wanted)
+        if not self.indexed or self._few() or sort == "round":
+            return self._gathered(wanted)
+        return self._by_strength(wanted) if sort == "strength" else self._by_name(wanted)
+
+    def count(self, at_most: int) -> int:
+        chosen = self._among(_IDEAS, ideas.c.row).where(*self.holds).limit(at_most)
+        return self.conn.scalar(select(func.count()).select_from(chosen.subquery())) or 0
+
+    # -- which ideas -----------------------------------------------------------------------
+
+    def _between(self) -> tuple[int, int] | None:
+        """The rows of the first and the last idea of the rounds; None if all are wanted."""
+        first, last = self.query.first, self.query.last
+        if first <= 1 and last is None:
+            return None
+        own = ideas.c.round == rounds.c.n
+        ends = [
+            select(end(ideas.c.row)).where(own).scalar_subquery() for end in (func.min, func.max)
+        ]
+        query = select(func.min(ends[0]), func.max(ends[1])).where(rounds.c.n >= first)
+        if last is not None:
+            query = query.where(rounds.c.n <= last)
+        low, high = self.conn.execute(query).one()
+        return (0, 0) if low is None else (low, high)
+
+    def _conditions(self) -> list[ColumnElement[bool]]:
+        """All that must hold of an idea and its task."""
+        query = self.query
+        found = [_holds(self.conn, needle) for needle in self.needles]
+        if query.author:
+            found.append(ideas.c.author == query.author)
+        if query.arena:
+            found.append(or_(tasks.c.arena == query.arena, tasks.c.domain == query.arena))
+        if self.between:
+            found += [ideas.c.row.between(*self.between), ideas.c.round >= query.first]
+        if query.last is not None:
+            found.append(ideas.c.round <= query.last)
+        return found
+
+    def _expression(self, author: str = "", places: tuple[str, ...] = ()) -> str:
+        query = self.query
+        at = (*places, *([query.arena] if query.arena else []))
+        return textindex.expression(self.needles, author or query.author, at)
+
+    def _candidates(self) -> Select[tuple[int]] | None:
+        """Rows of all ideas that are wanted, and of some that are not; None: of all there are."""
+        if self.match:
+            return self._within(textindex.matching(self.match))
+        if self.needles:  # shorter than trigrams, all of them
+            return self._within(textindex.beginning(self.needles[0]))
+        return self._within(select(ideas.c.row)) if self.between else None
+
+    def _within(self, rows: Select[tuple[int]]) -> Select[tuple[int]]:
+        column = rows.selected_columns[0]
+        return rows.where(column.between(*self.between)) if self.between else rows
+
+    def _among(self, chosen: Select[Any], row: ColumnElement[int]) -> Select[Any]:
+        return chosen if self.candidates is None else chosen.where(row.in_(self.candidates))
+
+    def _few(self) -> bool:
+        if self.candidates is None:
+            return False
+        some = self.candidates.limit(FEW + 1).subquery()
+        return (self.conn.scalar(select(func.count()).select_from(some)) or 0) <= FEW
+
+    # -- in which order --------------------------------------------------------------------
+
+    def _gathered(self, wanted: int) -> list[int]:
+        """All candidates, sorted."""
+        chosen = self._among(_IDEAS.outerjoin(rankings, _SAME), ideas.c.row)
+        return self._take(chosen, _KEYS[self.query.sort], wanted)
+
+    def _matched(self, match: str, wanted: int, *more: ColumnElement[bool]) -> list[int]:
+        """What FTS5 gives in the order of rows, and stops giving when there is enough."""
+        chosen = textindex.matching(match).join(ideas, ideas.c.row == textindex.ROW)
+        chosen = chosen.join(tasks, ideas.c.task == tasks.c.row).where(*more)
+        return self._take(self._within(chosen), [textindex.ROW], wanted)
+
+    def _by_strength(self, wanted: int) -> list[int]:
+        """Down the index of strengths; if that is too far, down the candidates in it; or all."""
+        keys = (rankings.c.strength, rankings.c.idea)
+        for reach in REACHES:
+            top = select(*keys, rankings.c.round).order_by(*self._order(keys)).limit(reach)
+            found = self._ranked(top.subquery(), wanted)
+            if len(found) == wanted:
+                return found
+        found = self._ranked(
+            self._among(select(*keys, rankings.c.round), rankings.c.idea).subquery(), wanted
+        )
+        return found if len(found) == wanted else self._gathered(wanted)
+
+    def _ranked(self, top: Subquery, wanted: int) -> list[int]:
+        same = and_(ideas.c.row == top.c.idea, ideas.c.round == top.c.round)
+        chosen = select(ideas.c.row).join_from(top, ideas, same)
+        chosen = chosen.join(tasks, ideas.c.task == tasks.c.row)
+        return self._take(chosen, [top.c.strength, top.c.idea], wanted)
+
+    def _by_name(self, wanted: int) -> list[int]:
+        """Author after author, or domain after domain, each in the order of rows."""
+        found: list[int] = []
+        for name in self._names():
+            if self.query.sort == "author":
+                match, own = self._expression(author=name[0]), [ideas.c.author == name[0]]
+            else:
+                match = self._expression(places=name)
+                own = [tasks.c.arena == name[0], tasks.c.domain == name[1]]
+            found += self._matched(match, wanted - len(found), *own)
+            if len(found) == wanted:
+                break
+        return found
+
+    def _names(self) -> list[tuple[str, ...]]:
+        """All authors, or all arenas with their domains, in order."""
+        if self.query.sort == "author":
+            names = select(members.c.name)
+            if self.query.author:
+                names = names.where(members.c.name == self.query.author)
+        else:
+            names = select(tasks.c.arena, tasks.c.domain).distinct()
+        found = sorted(tuple(row) for row in self.conn.execute(names))
+        return found[::-1] if self.query.descending else found
+
+    def _take(
+        self, chosen: Select[Any], keys: Iterable[ColumnElement[Any]], wanted: int
+    ) -> list[int]:
+        ordered = chosen.where(*self.holds).order_by(*self._order(keys)).limit(wanted)
+        return list(self.conn.scalars(ordered))
+
+    def _order(self, keys: Iterable[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+        down = self.query.descending
+        order = {key: key.desc() if down else key.asc() for key in keys}
+        return [x.nulls_last() if key is _STRENGTH else x for key, x in order.items()]
 
 
 def _holds(conn: Connection, needle: str) -> ColumnElement[bool]:
-    """Whether a needle is in one of the texts."""
+    """Whether a needle is in one of the texts. A to Z are made small, as SQLite does."""
     texts = (ideas.c.text, ideas.c.answer, tasks.c.prompt)
-    place = func.instr if conn.dialect.name == "sqlite" else func.strpos
-    return or_(*(place(_lower(conn, text), _lower(conn, needle)) > 0 for text in texts))
-
-
-def _lower(conn: Connection, text: Any) -> ColumnElement[str]:
-    """A to Z made small, and nothing else, as in SQLite."""
     if conn.dialect.name == "sqlite":
-        return func.lower(text)
-    return func.lower(text.collate("C") if isinstance(text, ColumnElement) else text)
-
-
-def _order(query: Query) -> list[ColumnElement[Any]]:
-    keys = _KEYS[query.sort]
-    return [(key.desc() if query.descending else key.asc()).nulls_last() for key in keys]
+        return or_(*(func.instr(func.lower(text), needle) > 0 for text in texts))
+    own = bindparam(None, needle, type_=ideas.c.text.type)
+    return or_(*(func.strpos(func.lower(text.collate("C")), own) > 0 for text in texts))
