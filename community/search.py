@@ -132,20 +132,20 @@ class _Finder:
         self.indexed = textindex.exists(conn)
         self.between = self._between()
         self.holds = self._conditions()
-        self.match = self._expression()
-        self.candidates = self._candidates() if self.indexed else None
+        self.match = self._expression() if self.indexed else ""
 
     def first(self, wanted: int) -> list[int]:
         """The first so many rows in the query's order."""
         sort = self.query.sort
-        if self.indexed and sort == "round" and self.match:
+        if sort == "round" and self.match:
             return self._matched(self.match, wanted)
         if not self.indexed or self._few() or sort == "round":
             return self._gathered(wanted)
         return self._by_strength(wanted) if sort == "strength" else self._by_name(wanted)
 
     def count(self, at_most: int) -> int:
-        chosen = self._among(_IDEAS, ideas.c.row).where(*self.holds).limit(at_most)
+        chosen = self._joined(self.match) if self.match else _IDEAS
+        chosen = chosen.where(*self.holds).limit(at_most)
         return self.conn.scalar(select(func.count()).select_from(chosen.subquery())) or 0
 
     # -- which ideas -----------------------------------------------------------------------
@@ -182,28 +182,22 @@ class _Finder:
     def _expression(self, author: str = "", places: tuple[str, ...] = ()) -> str:
         query = self.query
         at = (*places, *([query.arena] if query.arena else []))
-        return textindex.expression(self.needles, author or query.author, at)
-
-    def _candidates(self) -> Select[tuple[int]] | None:
-        """Rows of all ideas that are wanted, and of some that are not; None: of all there are."""
-        if self.match:
-            return self._within(textindex.matching(self.match))
-        if self.needles:  # shorter than trigrams, all of them
-            return self._within(textindex.beginning(self.needles[0]))
-        return self._within(select(ideas.c.row)) if self.between else None
-
-    def _within(self, rows: Select[tuple[int]]) -> Select[tuple[int]]:
-        column = rows.selected_columns[0]
-        return rows.where(column.between(*self.between)) if self.between else rows
+        return textindex.expression(self.conn, self.needles, author or query.author, at)
 
     def _among(self, chosen: Select[Any], row: ColumnElement[int]) -> Select[Any]:
-        return chosen if self.candidates is None else chosen.where(row.in_(self.candidates))
+        """With the index's help, where it has any."""
+        return chosen.where(row.in_(self._matching())) if self.match else chosen
+
+    def _matching(self, match: str = "") -> Select[tuple[int]]:
+        rows = textindex.matching(match or self.match)
+        return rows.where(textindex.ROW.between(*self.between)) if self.between else rows
 
     def _few(self) -> bool:
-        if self.candidates is None:
-            return False
-        some = self.candidates.limit(FEW + 1).subquery()
-        return (self.conn.scalar(select(func.count()).select_from(some)) or 0) <= FEW
+        """Whether at most FEW ideas come into question."""
+        if self.match:
+            some = self._matching().limit(FEW + 1).subquery()
+            return (self.conn.scalar(select(func.count()).select_from(some)) or 0) <= FEW
+        return self.between is not None and self.between[1] - self.between[0] < FEW
 
     # -- in which order --------------------------------------------------------------------
 
@@ -214,9 +208,11 @@ class _Finder:
 
     def _matched(self, match: str, wanted: int, *more: ColumnElement[bool]) -> list[int]:
         """What FTS5 gives in the order of rows, and stops giving when there is enough."""
-        chosen = textindex.matching(match).join(ideas, ideas.c.row == textindex.ROW)
-        chosen = chosen.join(tasks, ideas.c.task == tasks.c.row).where(*more)
-        return self._take(self._within(chosen), [textindex.ROW], wanted)
+        return self._take(self._joined(match).where(*more), [textindex.ROW], wanted)
+
+    def _joined(self, match: str) -> Select[tuple[int]]:
+        chosen = self._matching(match).join(ideas, ideas.c.row == textindex.ROW)
+        return chosen.join(tasks, ideas.c.task == tasks.c.row)
 
     def _by_strength(self, wanted: int) -> list[int]:
         """Down the index of strengths; if that is too far, down the candidates in it; or all."""

@@ -15,17 +15,17 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Select, column, inspect, select, table
+from sqlalchemy import Connection, Integer, Select, Text, column, inspect, literal, select, table
 
 from community.types import content_hash
 
 NAME = "idea_texts"
-SHORT = 3
-"""Needles below so many characters are not among the trigrams, and not in `expression`."""
+SIZE = 3
+MANY = 300
+"""Shorter needles are looked up as so many trigrams; those with more are in most ideas."""
 
 _TEXTS = table(NAME, column("rowid", Integer), column(NAME))
-_TERMS = table("idea_trigrams", column("term"), column("doc", Integer))
-_LAST = "\U0010ffff"
+_TERMS = table("idea_trigrams", column("term", Text))
 ROW = _TEXTS.c.rowid
 """The row of the idea, in statements that `matching` starts."""
 
@@ -69,18 +69,21 @@ def add(conn: Connection, documents: Iterable[Any]) -> None:
     conn.exec_driver_sql(_ADD, rows)
 
 
-def expression(needles: Iterable[str], author: str = "", places: Iterable[str] = ()) -> str:
-    """What FTS5 is to match; empty if there is nothing that it could.
+def expression(
+    conn: Connection, needles: Iterable[str], author: str = "", places: Iterable[str] = ()
+) -> str:
+    """What FTS5 is to match: all ideas that are wanted, and others; empty if it would be all.
 
     `needles` are in small letters; `places` are arenas or domains that are all to be the idea's.
     """
-    found = {
-        n[i : i + 3] for n in needles for i in (*range(0, len(n) - 3, 3), len(n) - 3) if i >= 0
-    }
-    terms = [term for term in sorted(found) if "\0" not in term]
-    terms += [_tag("author", author)] if author else []
-    terms += [_tag("at", place) for place in places]
-    return " ".join('"' + term.replace('"', '""') + '"' for term in terms)
+    terms = [[_tag("author", author)]] if author else []
+    terms += [[_tag("at", place)] for place in places]
+    for needle in needles:
+        starts = (*range(0, len(needle) - SIZE, SIZE), len(needle) - SIZE)
+        terms += [[needle[i : i + SIZE]] for i in starts if i >= 0]
+        if len(needle) < SIZE and (found := _beginning(conn, needle)):
+            terms.append(found)
+    return " AND ".join(f"({' OR '.join(map(_quoted, x))})" for x in terms if "\0" not in x[0])
 
 
 def matching(match: str) -> Select[tuple[int]]:
@@ -88,9 +91,22 @@ def matching(match: str) -> Select[tuple[int]]:
     return select(ROW).where(_TEXTS.c[NAME].op("MATCH")(match))
 
 
-def beginning(needle: str) -> Select[tuple[int]]:
-    """Rows of the ideas with a trigram that begins so, some of them more than once."""
-    return select(_TERMS.c.doc).where(_TERMS.c.term >= needle, _TERMS.c.term < needle + _LAST)
+def _beginning(conn: Connection, needle: str) -> list[str]:
+    """The trigrams that begin so, or the needle if there is none; empty if there are too many."""
+    end = literal(needle + "\U0010ffff")
+    term = select(_TERMS.c.term).limit(1)
+    walk = select(term.where(_TERMS.c.term >= needle).scalar_subquery().label("term")).cte(
+        "walk", recursive=True
+    )
+    beyond = term.where(_TERMS.c.term >= walk.c.term + "\1").scalar_subquery()
+    walk = walk.union_all(select(beyond).where(walk.c.term < end))
+    query = select(walk.c.term).where(walk.c.term < end).limit(MANY + 1)
+    found = list(conn.scalars(query))
+    return [] if len(found) > MANY else found or [needle + "\1\1"]
+
+
+def _quoted(term: str) -> str:
+    return '"' + term.replace('"', '""') + '"'
 
 
 def _whole(text: str) -> str:
