@@ -116,7 +116,7 @@ def name_of(url: URL) -> str:
 
 
 _SAYS = {
-    "full": "the disk that holds {where} is full; free some space and resume,"
+    "disk is full": "the disk that holds {where} is full; free some space and resume,"
     " every recorded round is safe",
     "No space left": "the disk that holds {where} is full; free some space and resume,"
     " every recorded round is safe",

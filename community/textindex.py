@@ -102,7 +102,7 @@ def _beginning(conn: Connection, needle: str) -> list[str]:
     walk = walk.union_all(select(beyond).where(walk.c.term < end))
     query = select(walk.c.term).where(walk.c.term < end).limit(MANY + 1)
     found = list(conn.scalars(query))
-    return [] if len(found) > MANY else found or [needle + "\1\1"]
+    return [] if len(found) > MANY else found or [needle.ljust(SIZE, "\1")]
 
 
 def _quoted(term: str) -> str:
