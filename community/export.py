@@ -26,6 +26,7 @@ from community.dedup import Exact, Near, Overlap
 from community.errors import CommunityError, unknown
 from community.formats import FORMATS, Draft, Row, columns_of, passes, row_of
 from community.ledger import Ledger
+from community.rows import seldom_collected
 from community.tables import ideas, tasks
 from community.types import seed_of
 from community.wanted import Counts, Wanted
@@ -91,7 +92,7 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
     batches = Batches(writer(wanted.kind, folder, columns))
     fresh = _Fresh(wanted, counts)
     try:
-        with ledger.reading() as conn:
+        with seldom_collected(), ledger.reading() as conn:
             rounds = numbers(conn, wanted.first, wanted.last)
             total = _ideas(conn, rounds)
             for n in rounds:

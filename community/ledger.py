@@ -166,7 +166,7 @@ class Ledger:
         Raises CommunityError if it is there already, for a lesson on a task that is held out
         (by content hash, whatever its split says now), and for a task of two splits.
         """
-        with self._writing() as conn:
+        with rows.seldom_collected(), self._writing() as conn:
             self._refuse_twice(conn, rounds, round.n, "round")
             _hold_out(conn, [t for t in round.tasks if t.split != "train"])
             held = _held_out(conn, [t.id for t in round.tasks] + [x.task for x in round.lessons])

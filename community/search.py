@@ -67,7 +67,8 @@ class Found:
 
 
 _IDEAS = select(ideas.c.row).join_from(ideas, tasks, ideas.c.task == tasks.c.row)
-_SAME = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
+# + 0 keeps SQLite from looking at all rankings of a round for each of its ideas
+_SAME = and_(rankings.c.idea == ideas.c.row, rankings.c.round + 0 == ideas.c.round)
 _SHOWN = _IDEAS.outerjoin(rankings, _SAME).add_columns(
     *(ideas.c.id, ideas.c.round, ideas.c.author, tasks.c.arena, tasks.c.domain, tasks.c.level),
     *(ideas.c.turn, tasks.c.prompt, ideas.c.answer, ideas.c.text, rankings.c.place),
