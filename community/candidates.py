@@ -8,11 +8,11 @@ One round is in memory at a time, as it is when it is played and recorded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import ColumnElement, Connection, exists, select
 
 from community.rows import chunks, mapping_of
 from community.tables import ideas, parents, rankings, reserved, rounds, tasks, verdicts
@@ -110,32 +110,33 @@ def _candidates(conn: Connection, n: int) -> dict[int, list[Candidate]]:
     ranked = {idea: said for idea, *said in conn.execute(query.where(rankings.c.round == n))}
     unranked = [None] * len(_RANKED)
     # peers compare one idea for all of its task that give the same answer
-    judged = {i.row: (i.task, i.answer) if i.answer else i.row for i in given}
-    world, judges = _verdicts(conn, n, judged)
+    first: dict[tuple[int, str], int] = {}
+    alike = {i.row: first.setdefault((i.task, i.answer), i.row) for i in given if i.answer}
+    world, judges = _verdicts(conn, n, alike)
     found: dict[int, list[Candidate]] = defaultdict(list)
-    for entry in given:
-        task, row, *said = tuple(entry)
-        known = (*ranked.get(row, unranked), world.get(row), judges.get(judged[row], ()))
-        found[task].append(Candidate._make((row, *said, *known)))
+    for task, row, *said in given:
+        known = (world.get(row), judges.get(alike.get(row, row), ()))
+        found[task].append(Candidate._make((row, *said, *ranked.get(row, unranked), *known)))
     for candidates in found.values():
         candidates.sort(key=lambda c: (c.place is None, c.place))
     return found
 
 
 def _verdicts(
-    conn: Connection, n: int, judged: Mapping[int, Any]
-) -> tuple[dict[int, float], dict[Any, Sequence[str]]]:
-    """Idea row -> the world's score; what is judged -> its other judges."""
+    conn: Connection, n: int, alike: Mapping[int, int]
+) -> tuple[dict[int, float], dict[int, Sequence[str]]]:
+    """Idea row -> the world's score; -> the other judges of the ideas for which it stands."""
     v = verdicts.c
     query = select(v.judge, v.idea, v.other, v.score).where(v.round == n).order_by(v.row)
     world: dict[int, float] = {}
-    judges: dict[Any, set[str]] = defaultdict(set)
+    judges: dict[int, set[str]] = defaultdict(set)
     for judge, idea, other, score in conn.execute(query):
         if judge == WORLD and other is None:
             world[idea] = score
         else:
-            for row in (idea,) if other is None else (idea, other):
-                judges[judged.get(row, row)].add(judge)
+            judges[alike.get(idea, idea)].add(judge)
+            if other is not None:
+                judges[alike.get(other, other)].add(judge)
     return world, {what: tuple(sorted(names)) for what, names in judges.items()}
 
 
@@ -146,13 +147,21 @@ def parents_of(conn: Connection, idea_rows: Iterable[int]) -> dict[int, list[str
     """
     p = parents.c
     links: list[Any] = []
-    for part in chunks(idea_rows):
-        query = select(p.idea, p.parent).where(p.idea.in_(part)).order_by(p.idea, p.position)
+    for among in _among(p.idea, set(idea_rows)):
+        query = select(p.idea, p.parent).where(among).order_by(p.idea, p.position)
         links += conn.execute(query).all()
     ids: dict[int, str] = {}
-    for part in chunks({parent for _, parent in links}):
-        ids |= mapping_of(conn, select(ideas.c.row, ideas.c.id).where(ideas.c.row.in_(part)))
+    for among in _among(ideas.c.row, {parent for _, parent in links}):
+        ids |= mapping_of(conn, select(ideas.c.row, ideas.c.id).where(among))
     read_by: dict[int, list[str]] = defaultdict(list)
     for idea, parent in links:
         read_by[idea].append(ids[parent])
     return read_by
+
+
+def _among(column: ColumnElement[int], rows: Collection[int]) -> Iterator[ColumnElement[bool]]:
+    """Conditions that hold for all of these rows, and for those between where these are dense."""
+    if rows and max(rows) - min(rows) < 2 * len(rows):
+        yield column.between(min(rows), max(rows))
+    else:
+        yield from (column.in_(part) for part in chunks(rows))

@@ -10,8 +10,9 @@ and rows are written as they come. The same ledger and wishes give the same byte
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from community import card
 from community.candidates import Posed, numbers, parents_of, read
 from community.dedup import Exact, Near, Overlap
 from community.errors import CommunityError, unknown
-from community.formats import FORMATS, Draft, columns_of, passes, row_of
+from community.formats import FORMATS, Draft, Row, columns_of, passes, row_of
 from community.ledger import Ledger
+from community.rows import seldom_collected
 from community.tables import ideas, tasks
 from community.types import seed_of
 from community.wanted import Counts, Wanted
@@ -90,7 +92,7 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
     batches = Batches(writer(wanted.kind, folder, columns))
     fresh = _Fresh(wanted, counts)
     try:
-        with ledger.reading() as conn:
+        with seldom_collected(), ledger.reading() as conn:
             rounds = numbers(conn, wanted.first, wanted.last)
             total = _ideas(conn, rounds)
             for n in rounds:
@@ -99,7 +101,8 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
                 for draft in drafts:
                     row = row_of(wanted.format, draft, wanted.chat, parents)
                     split = _split(draft.task.id, wanted.test, wanted.validation)
-                    counts.add(split, draft, row)
+                    counts.add(split, draft)
+                    counts.example = counts.example or _json(columns, row)
                     batches.add(split, row)
                 listener(counts.ideas, total, counts.total)
     finally:
@@ -107,6 +110,10 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
     if not counts.total:
         raise CommunityError(_nothing(wanted, counts))
     return counts
+
+
+def _json(columns: Iterable[str], row: Row) -> str:
+    return json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, indent=2)
 
 
 def _ideas(conn: Connection, rounds: list[int]) -> int:

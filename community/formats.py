@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from community.candidates import Candidate, Posed
 
 Type = Literal["string", "strings", "messages", "bool", "int64", "float64"]
-Row = dict[str, Any]
+Row = tuple[Any, ...]
+"""The values of a dataset's row, in the order of `columns_of`."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Choice:
     min_confidence: float = 0.0
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """A row before it is put in columns."""
 
     task: Posed
@@ -245,23 +245,22 @@ def columns_of(name: str, chat: bool) -> dict[str, Type]:
 def row_of(name: str, draft: Draft, chat: bool, parents: Mapping[int, Sequence[str]]) -> Row:
     """The row of a draft: the columns of `columns_of`. `parents` are those of each idea's row."""
     form, task, first = FORMATS[name], draft.task, draft.ideas[0]
-    row: Row = dict(zip(form.texts, _texts(name, draft, chat), strict=True))
+    row = [*_texts(name, draft, chat)]
     if form.label:
-        row["label"] = draft.label
+        row.append(draft.label)
     if form.answer:
-        row["answer"] = first.answer
+        row.append(first.answer)
     if form.whole:
-        row |= zip(ALL, _all(first), strict=True)
-    row |= zip(TASK, (task.id, task.arena, task.domain, task.level, task.round), strict=True)
-    for side, idea in zip(form.sides, draft.ideas, strict=True):
+        row += _all(first)
+    row += (task.id, task.arena, task.domain, task.level, task.round)
+    for idea in draft.ideas:
         author = f"{idea.author}@{idea.checkpoint}"
         read = parents.get(idea.row, ())
-        values = (idea.id, author, *_scale(idea), idea.judges, idea.world, read)
-        row |= zip(_keys(side), values, strict=True)
-    for key, value in row.items():  # JSON has no nan and no infinity
-        if isinstance(value, float) and not math.isfinite(value):
-            row[key] = None
-    return row
+        row += (idea.id, author, *_scale(idea), idea.judges, idea.world, read)
+    for place in _floats(name, chat):  # JSON has no nan and no infinity
+        if row[place] is not None and not math.isfinite(row[place]):
+            row[place] = None
+    return tuple(row)
 
 
 _all = attrgetter(*ALL)
@@ -269,8 +268,10 @@ _scale = attrgetter("strength", "low", "high", "confidence", "supporters", "comp
 
 
 @cache
-def _keys(side: str) -> tuple[str, ...]:
-    return tuple(side + key for key in IDEA)
+def _floats(name: str, chat: bool) -> tuple[int, ...]:
+    """Where the numbers are that may be infinite."""
+    kinds = columns_of(name, chat).values()
+    return tuple(place for place, kind in enumerate(kinds) if kind == "float64")
 
 
 def _texts(name: str, draft: Draft, chat: bool) -> Sequence[Any]:

@@ -102,7 +102,8 @@ class Ledger:
     def open(cls, place: str | Path, read_only: bool = False) -> Ledger:
         """The ledger at a path or SQLAlchemy URL, brought up to this program's schema.
 
-        Raises CommunityError if there is none, or a damaged or a newer one.
+        Read only, an older one is left as it is, and searched without an index. Raises
+        CommunityError if there is none, or a damaged or a newer one.
         """
         url = url_of(place)
         path = file_of(url)
@@ -122,10 +123,11 @@ class Ledger:
         if version is None:
             raise CommunityError(f"{self.where} is not a ledger; name the ledger.db of a run")
         if version < len(tables.MIGRATIONS):
-            if self.read_only:
+            if not self.read_only:
+                with self._writing() as conn:
+                    tables.migrate(conn)
+            elif version < tables.READABLE:
                 raise CommunityError(f"{self.where} is of an older version; resume its run once")
-            with self._writing() as conn:
-                tables.migrate(conn)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -164,7 +166,7 @@ class Ledger:
         Raises CommunityError if it is there already, for a lesson on a task that is held out
         (by content hash, whatever its split says now), and for a task of two splits.
         """
-        with self._writing() as conn:
+        with rows.seldom_collected(), self._writing() as conn:
             self._refuse_twice(conn, rounds, round.n, "round")
             _hold_out(conn, [t for t in round.tasks if t.split != "train"])
             held = _held_out(conn, [t.id for t in round.tasks] + [x.task for x in round.lessons])

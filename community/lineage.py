@@ -115,7 +115,8 @@ def relatives(ledger: Ledger, idea_id: str, back: bool = True) -> list[str]:
 def _idea_facts(conn: Connection, row: int) -> dict[str, Any]:
     own = ("author", "checkpoint", "round", "turn", "sample", "text", "answer", "failure", "tokens")
     rank = ("place", "strength", "low", "high", "comparisons", "confidence", "supporters")
-    same = and_(rankings.c.idea == ideas.c.row, rankings.c.round == ideas.c.round)
+    # + 0 keeps SQLite from looking at all rankings of the round
+    same = and_(rankings.c.idea == ideas.c.row, rankings.c.round + 0 == ideas.c.round)
     query = (
         select(tasks.c.prompt.label("task"), tasks.c.domain, tasks.c.level)
         .add_columns(*(ideas.c[name] for name in own), *(rankings.c[name] for name in rank))

@@ -6,8 +6,10 @@ that order; ids become row numbers on the way in and ids again on the way out.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
@@ -19,6 +21,7 @@ from community.tables import (
     checkpoints,
     edges,
     ideas,
+    index_ideas,
     learnings,
     lessons,
     parents,
@@ -61,6 +64,17 @@ def chunks(items: Iterable[Any], size: int = 1000) -> Iterator[list[Any]]:
     source = iter(items)
     while part := list(islice(source, size)):
         yield part
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Search for circles of garbage seldom: a million rows hold none, and it looks at them all."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], 100_000), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def mapping_of(conn: Connection, query: Select[Any]) -> dict[Any, Any]:
@@ -133,15 +147,19 @@ def _add(conn: Connection, table: Table, columns: Columns) -> None:
 def _check(round: Round) -> None:
     """Content ids tell 0 from 0.0 and columns do not, so a wrong type must not get in."""
     items: tuple[Idea | Verdict | Lesson, ...] = (*round.ideas, *round.verdicts, *round.lessons)
-    if strange := [item for item in items if item.round != round.n]:
-        raise ValueError(f"round {round.n} holds {strange[0]}")
-    for idea in round.ideas:
-        how = idea.decoding
-        if not all(isinstance(x, float) for x in (idea.logprob, how.temperature, how.top_p)):
-            raise TypeError(f"logprob, temperature and top_p must be floats: {idea}")
-    for lesson in round.lessons:
-        if not isinstance(lesson.confidence, float):
-            raise TypeError(f"confidence must be a float: {lesson}")
+    if set(map(attrgetter("round"), items)) - {round.n}:
+        strange = next(item for item in items if item.round != round.n)
+        raise ValueError(f"round {round.n} holds {strange}")
+    _refuse_whole(round.ideas, "logprob", "decoding.temperature", "decoding.top_p")
+    _refuse_whole(round.lessons, "confidence")
+
+
+def _refuse_whole(items: Sequence[Any], *names: str) -> None:
+    """Raises TypeError unless all numbers of these names are floats."""
+    for name in names:
+        kinds = set(map(type, map(attrgetter(name), items)))
+        if wrong := [kind.__name__ for kind in kinds if not issubclass(kind, float)]:
+            raise TypeError(f"{name} must be one of the floats, not of {wrong[0]}")
 
 
 def write_round(conn: Connection, round: Round, digest: str) -> None:
@@ -158,7 +176,9 @@ def write_round(conn: Connection, round: Round, digest: str) -> None:
     idea_row = _Rows(conn, ideas, [i.id for i in round.ideas])
     count = len(round.tasks)
     _add(conn, tasks, {"round": [n] * count, **_columns(round.tasks, ["id", *_TASK])})
+    last = next_row(conn, ideas) - 1
     _write_ideas(conn, round.ideas, task_row, idea_row)
+    index_ideas(conn, after=last)
     _write_judgement(conn, round, task_row, idea_row)
     readers, authors = [r for r, _ in round.edges], [a for _, a in round.edges]
     _add(conn, edges, {"round": [n] * len(readers), "reader": readers, "author": authors})

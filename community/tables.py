@@ -34,6 +34,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from community import textindex
 from community.errors import CommunityError
 
 
@@ -118,6 +119,7 @@ rounds = Table(
     *_real("seconds"),
     *_name("digest"),
 )
+by_arena = Index("tasks_arena", "arena", "domain")
 tasks = Table(
     "tasks",
     metadata,
@@ -132,6 +134,7 @@ tasks = Table(
     *_words("key"),
     Index("tasks_round", "round"),
     Index("tasks_id", "id"),
+    by_arena,
 )
 ideas = Table(
     "ideas",
@@ -174,6 +177,7 @@ verdicts = Table(
     Index("verdicts_idea", "idea"),
     Index("verdicts_other", "other", sqlite_where=text(_PAIR), postgresql_where=text(_PAIR)),
 )
+by_strength = Index("rankings_strength", "strength", "idea", "round")
 rankings = Table(
     "rankings",
     metadata,
@@ -188,6 +192,7 @@ rankings = Table(
     *_whole("supporters"),
     Index("rankings_round", "round"),
     Index("rankings_idea", "idea"),
+    by_strength,
 )
 reliability = Table(
     "reliability",
@@ -283,12 +288,36 @@ def create_tables(conn: Connection) -> None:
     metadata.create_all(conn)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (create_tables,)
+def index_texts(conn: Connection) -> None:
+    """Step 2: the indices behind `search`, for the ideas that are there already."""
+    for index in (by_strength, by_arena):
+        index.create(conn, checkfirst=True)
+    if not textindex.possible(conn):
+        return
+    textindex.make(conn)
+    index_ideas(conn)
+
+
+def index_ideas(conn: Connection, after: int = 0) -> None:
+    """Put the ideas of rows beyond `after` in the index of texts, if there is one."""
+    if not textindex.exists(conn):
+        return
+    i, t = ideas.c, tasks.c
+    texts = select(i.row, i.text, i.answer, t.prompt, i.author, t.arena, t.domain)
+    found = conn.execute(texts.join_from(ideas, tasks, i.task == t.row).where(i.row > after))
+    for part in found.partitions(5000):
+        textindex.add(conn, part)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (create_tables, index_texts)
 """Steps from an empty database to now, in order, never reordered or removed.
 
 A new ledger takes all of them and an old one those it lacks. Step 1 makes the tables as
 they are today, so a later step must leave alone what is there already (`add_column`).
 """
+
+READABLE = 1
+"""The oldest schema that is read as it is: the steps after it made nothing but indices."""
 
 
 def add_column(conn: Connection, column: Column[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from community.dedup import NGRAM
 from community.errors import CommunityError
-from community.formats import FORMATS, Choice, Draft, Row
+from community.formats import FORMATS, Choice, Draft
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Counts:
     def total(self) -> int:
         return sum(self.rows.values())
 
-    def add(self, split: str, draft: Draft, row: Row) -> None:
+    def add(self, split: str, draft: Draft) -> None:
         """Count a row."""
         idea = draft.ideas[0]
         self.rows[split] += 1
@@ -88,7 +87,6 @@ class Counts:
         self.domains[draft.task.domain, draft.task.level] += 1
         self.rounds[draft.task.round] += 1
         self.world[idea.right] += 1
-        self.example = self.example or json.dumps(row, ensure_ascii=False, indent=2)
 
     def lines(self) -> list[str]:
         """What came of it, to be read."""

@@ -33,14 +33,15 @@ class JsonLines:
     suffix = "jsonl"
 
     def __init__(self, folder: Path, columns: Mapping[str, Type]) -> None:
-        self.folder = folder
+        self.folder, self._names = folder, tuple(columns)
         self._files: dict[str, IO[str]] = {}
 
     def write(self, split: str, rows: Sequence[Row]) -> None:
         if split not in self._files:
             path = self.folder / f"{split}.{self.suffix}"
             self._files[split] = path.open("w", encoding="utf-8", newline="\n")
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        named = (dict(zip(self._names, row, strict=True)) for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in named)
         self._files[split].writelines(lines)
 
     def close(self) -> None:
@@ -66,7 +67,8 @@ class Parquet:
         if split not in self._files:
             self._files[split] = self.open(self.folder / f"{split}.{self.suffix}")
         columns = [
-            self.arrow.array([row[field.name] for row in rows], field.type) for field in self.schema
+            self.arrow.array(values, field.type)
+            for values, field in zip(zip(*rows, strict=True), self.schema, strict=True)
         ]
         self._files[split].write_table(self.arrow.table(columns, schema=self.schema))
 

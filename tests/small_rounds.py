@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from community.ledger import Ledger
@@ -140,6 +142,17 @@ def fill(ledger: Ledger, rounds: int = 3) -> list[Round]:
         ledger.record(round)
         ledger.learned(make_learning(round.n, round))
     return played
+
+
+def make_old(place: Path) -> None:
+    """Make a ledger one of schema version 1, which knew no index of texts."""
+    with closing(sqlite3.connect(place)) as conn:
+        for table in ("idea_trigrams", "idea_texts"):
+            conn.execute(f"DROP TABLE {table}")
+        for index in ("rankings_strength", "tasks_arena"):
+            conn.execute(f"DROP INDEX {index}")
+        conn.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        conn.commit()
 
 
 def make_ledger(place: str | Path, rounds: int = 3) -> Ledger:

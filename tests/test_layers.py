@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"kernels", "types", "errors", "extras", "cache"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
-        *("ledger", "database", "tables", "rows", "audit", "lineage", "flows"),
+        *("ledger", "database", "tables", "rows", "audit", "lineage", "flows", "search", "textindex"),
         *("config", "plugins", "models", "packaged"),
     },
     {
@@ -59,6 +59,7 @@ TESTED_WITH: dict[str, str] = {
     "rows": "ledger",
     "database": "ledger",
     "audit": "ledger",
+    "textindex": "search",
     "figures": "report",
     "findings": "report",
     "standings": "report",

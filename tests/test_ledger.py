@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, Text, create_engine,
 from community import database, tables
 from community.errors import CommunityError
 from community.ledger import Ledger
+from community.search import Order, Query, count, search
 from community.types import Checkpoint, Decoding, Idea, Learning, Lesson, Ranking, Round, Task
 
 # -- round trips ---------------------------------------------------------------------------
@@ -385,18 +387,20 @@ def test_an_old_ledger_takes_the_steps_it_lacks_in_order(
         assert "mood" in {c["name"] for c in inspect(conn).get_columns("ideas")}
         taken.append("third")
 
+    now = len(tables.MIGRATIONS)
     monkeypatch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, second, third))
+    monkeypatch.setattr(tables, "READABLE", now + 1)
     with pytest.raises(CommunityError, match="older version"):
         Ledger.open(place, read_only=True)
     for _ in range(2):  # the second time there is nothing to do
         with Ledger.open(place) as ledger, ledger.reading() as conn:
-            assert tables.schema_version(conn) == 3
+            assert tables.schema_version(conn) == now + 2
             assert conn.scalar(text("SELECT min(mood) FROM ideas")) == "calm"
     with Ledger.open(place) as ledger:
         assert ledger.content_hash() == expected
     assert taken == ["second", "third"]
     with Ledger.create(tmp_path / "new.db", META, MEMBERS) as ledger, ledger.reading() as conn:
-        assert tables.schema_version(conn) == 3
+        assert tables.schema_version(conn) == now + 2
 
 
 def test_a_failed_step_leaves_the_old_ledger(
@@ -414,7 +418,7 @@ def test_a_failed_step_leaves_the_old_ledger(
         Ledger.open(place)
     monkeypatch.undo()
     with Ledger.open(place) as ledger, ledger.reading() as conn:
-        assert tables.schema_version(conn) == 1
+        assert tables.schema_version(conn) == len(tables.MIGRATIONS)
         assert not inspect(conn).has_table("half")
 
 
@@ -676,6 +680,21 @@ def test_postgres_holds_the_same(tmp_path: Path, postgres: str) -> None:
             ledger.record(make_round(4))
     with pytest.raises(CommunityError, match="holds a ledger already"):
         Ledger.create(postgres, META, MEMBERS)
+
+
+def test_postgres_is_searched_too(tmp_path: Path, postgres: str) -> None:
+    queries = [
+        Query(text, author, sort=sort, descending=back, first=2)
+        for text in ("", "it IS", '"2 + 1"', "\x00 it", "É", "absent")
+        for author in ("", "bob")
+        for sort in get_args(Order)
+        for back in (True, False)
+    ]
+    with make_ledger(tmp_path / "ledger.db") as ledger:
+        expected = [(search(ledger, query), count(ledger, query)) for query in queries]
+    with make_ledger(postgres) as ledger:
+        assert [(search(ledger, query), count(ledger, query)) for query in queries] == expected
+    assert {len(found) for found, _ in expected} > {0, 2, 24}
 
 
 def test_postgres_keeps_every_character(postgres: str) -> None:
