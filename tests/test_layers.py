@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"kernels", "types", "errors", "extras", "cache"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
-        *("ledger", "database", "tables", "rows", "audit", "lineage"),
+        *("ledger", "database", "tables", "rows", "audit", "lineage", "search"),
         *("config", "plugins", "models", "packaged"),
     },
     {
@@ -71,6 +71,7 @@ TESTED_WITH: dict[str, str] = {
     "dedup": "export",
     "card": "export",
     "extras": "export",
+    "search": "dashboard",
 }
 
 

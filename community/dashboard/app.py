@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
 
-from community.dashboard.course import Course, Curves, Pulse, tick
+from community.dashboard.course import Course, Curves, tick
 from community.dashboard.help import Help
 from community.dashboard.idea import IdeaPage
 from community.dashboard.ideas import IdeasPage
@@ -26,7 +26,7 @@ from community.dashboard.lineage import LineagePage
 from community.dashboard.members import MembersPage
 from community.dashboard.network import NetworkPage
 from community.dashboard.overview import OverviewPage
-from community.dashboard.page import PAGES, Page
+from community.dashboard.page import PAGES, Host, Page
 from community.errors import CommunityError
 from community.extras import extra
 from community.ledger import Ledger
@@ -65,12 +65,8 @@ LIGHT = Theme(
 )
 
 
-class Watch(App[None]):
-    """Watch a run, while it writes its ledger or afterwards.
-
-    `pulse` and `course` say how far the record goes, `idea` is the id of the idea that the
-    screens Idea and Lineage are about.
-    """
+class Watch(Host):
+    """Watch a run, while it writes its ledger or afterwards; looks every so many seconds."""
 
     MODES: ClassVar[dict[str, Any]] = {
         "overview": OverviewPage,
@@ -93,7 +89,7 @@ class Watch(App[None]):
           for i, name in enumerate(PAGES)),
         Binding("left", "beside(-1)", "Screen before", show=False),
         Binding("right", "beside(1)", "Next screen", show=False),
-        Binding("escape,backspace", "back", "Back", show=False),
+        Binding("escape,backspace", "return", "Back", show=False),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("ctrl+p", "command_palette", "Commands", key_display="^p"),
         Binding("d", "dark", "Dark or light", show=False),
@@ -105,8 +101,7 @@ class Watch(App[None]):
         super().__init__()
         self.ledger, self.run_name, self.every = ledger, run_name, every
         self.curves = Curves(ledger)
-        self.course: Course | None = None
-        self.pulse: Pulse | None = None
+        self.course = self.pulse = None
         self.idea = ""
         self._past: list[tuple[str, str]] = []
         self._polling = False
@@ -117,6 +112,10 @@ class Watch(App[None]):
         self.theme = DARK.name
         self.set_interval(self.every, self.poll)
         self.poll()
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """`$faint` is for lines that are to stand back; legible on dark and on light."""
+        return {"faint": "#7B8794"}
 
     # -- the ledger ------------------------------------------------------------------------
 
@@ -157,7 +156,7 @@ class Watch(App[None]):
     # -- going about -----------------------------------------------------------------------
 
     def open_idea(self, id: str, page: str = "idea") -> None:
-        """Look at an idea; `action_back` returns to where one was."""
+        """Look at an idea; `action_return` returns to where one was."""
         if id:
             self._past.append((self.current_mode, self.idea))
             self._go(page, id)
@@ -178,7 +177,7 @@ class Watch(App[None]):
         at = PAGES.index(self.current_mode) + step
         self.action_page(PAGES[at % len(PAGES)])
 
-    def action_back(self) -> None:
+    def action_return(self) -> None:
         """Return to where the last idea was opened."""
         if self._past:
             self._go(*self._past.pop())
@@ -204,7 +203,7 @@ class Watch(App[None]):
             yield SystemCommand(
                 f"Go to {name.title()}", f"The same as key {i + 1}", partial(self.action_page, name)
             )
-        yield SystemCommand("Back", "To where the last idea was opened", self.action_back)
+        yield SystemCommand("Back", "To where the last idea was opened", self.action_return)
         yield SystemCommand("Dark or light", "Change the colours", self.action_dark)
         yield SystemCommand("Help", "Which keys do what", self.action_help)
         yield from super().get_system_commands(screen)
@@ -215,12 +214,12 @@ def watch(folder: Path) -> None:
 
     Raises CommunityError without a terminal, and as `Ledger.open` does.
     """
-    # a web driver, which --serve starts, brings a terminal of its own
-    if not (sys.stdout.isatty() and sys.stdin.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
-        raise CommunityError(
-            f"`community watch` needs a terminal; `community show {folder.name}` does without"
-        )
     with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
+        # the web driver, which --serve starts, brings a terminal of its own
+        if not (sys.stdout.isatty() and sys.stdin.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
+            raise CommunityError(
+                f"`community watch` needs a terminal; `community show {folder.name}` does without"
+            )
         Watch(ledger, folder.name).run()
 
 

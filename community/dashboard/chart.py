@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
@@ -98,7 +99,9 @@ class Chart(Widget):
     along the axis.
     """
 
-    COMPONENT_CLASSES = {"chart--first", "chart--second", "chart--third", "chart--axis"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "chart--first", "chart--second", "chart--third", "chart--axis",
+    }  # fmt: skip
     DEFAULT_CSS = """
     Chart {
         border: round $surface-lighten-2;
@@ -108,7 +111,7 @@ class Chart(Widget):
         &> .chart--first { color: $primary; text-style: bold; }
         &> .chart--second { color: $accent; }
         &> .chart--third { color: $success; }
-        &> .chart--axis { color: $text-muted; }
+        &> .chart--axis { color: $faint; }
     }
     """
 

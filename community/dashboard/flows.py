@@ -11,6 +11,7 @@ import networkx as nx
 from sqlalchemy import Select, func, select
 
 from community.ledger import Ledger
+from community.rows import mapping_of
 from community.tables import edges, ideas, lessons, members, parents, rounds
 
 Kind = Literal["readings", "lessons"]
@@ -57,9 +58,9 @@ def flow(ledger: Ledger, n: int | None = None, kind: Kind | None = None) -> Flow
         went = conn.execute(_readings(n) if kind == "readings" else _lessons(n))
         found = {(source, target): (count, tokens) for source, target, count, tokens in went}
         if kind == "readings":
-            found = {pair: (0, 0) for pair in known} | found
+            found = dict.fromkeys(known, (0, 0)) | found
         own = select(ideas.c.author, func.sum(ideas.c.tokens)).where(ideas.c.round == n)
-        spent = {name: tokens for name, tokens in conn.execute(own.group_by(ideas.c.author))}
+        spent = mapping_of(conn, own.group_by(ideas.c.author))
     listed = [Edge(*pair, count, int(tokens or 0)) for pair, (count, tokens) in found.items()]
     listed.sort(key=lambda e: (-e.tokens, -e.ideas, e.source, e.target))
     schedule = recipe.get("topology", [])

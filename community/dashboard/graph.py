@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
@@ -13,8 +14,8 @@ from community.dashboard.chart import DOTTED, SOLID, Canvas
 from community.dashboard.flows import Edge, Flow, Places
 from community.dashboard.words import clip
 
-DRAWN = 240
-"""Edges that are drawn, those with most tokens first."""
+DRAWN = 200
+"""Edges that are drawn; of more, every so many-th."""
 MOVING = 60
 """Edges with ideas on their way."""
 STEPS = 12
@@ -32,7 +33,7 @@ class Graph(Widget):
     Dotted: nothing went along it. An arrow's head lies where the idea arrives.
     """
 
-    COMPONENT_CLASSES = {
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
         "graph--node", "graph--edge", "graph--chosen", "graph--idea", "graph--name",
     }  # fmt: skip
     DEFAULT_CSS = """
@@ -40,7 +41,7 @@ class Graph(Widget):
         border: round $surface-lighten-2; border-title-color: $text;
         border-subtitle-color: $text-muted;
         &> .graph--node { color: $primary; text-style: bold; }
-        &> .graph--edge { color: $text-disabled; }
+        &> .graph--edge { color: $faint; }
         &> .graph--chosen { color: $accent; text-style: bold; }
         &> .graph--idea { color: $success; text-style: bold; }
         &> .graph--name { color: $text; }
@@ -77,13 +78,13 @@ class Graph(Widget):
             return Text("")
         canvas = Canvas(width, height)
         cells = self._cells(width, height)
-        drawn = self.flow.edges[:DRAWN]
+        drawn = self.flow.edges[:: -(-len(self.flow.edges) // DRAWN) or 1]
         for edge in reversed(drawn):
             self._draw_edge(canvas, cells, edge, "graph--edge")
         if self.chosen:
             self._draw_edge(canvas, cells, self.chosen, "graph--chosen")
         self._draw_heads(canvas, cells, drawn)
-        self._draw_ideas(canvas, cells)
+        self._draw_ideas(canvas, cells, drawn)
         self._draw_members(canvas, cells, width)
         return Text("\n").join(canvas.rows())
 
@@ -117,9 +118,8 @@ class Graph(Widget):
                 style = "graph--chosen" if edge == self.chosen else "graph--edge"
                 canvas.write(x, y, _head(a, b), self._style_of(style))
 
-    def _draw_ideas(self, canvas: Canvas, cells: dict[str, Cell]) -> None:
-        assert self.flow is not None
-        busy = [e for e in self.flow.edges[:MOVING] if e.ideas and e.source != e.target]
+    def _draw_ideas(self, canvas: Canvas, cells: dict[str, Cell], drawn: Sequence[Edge]) -> None:
+        busy = [e for e in drawn if e.ideas and e.source != e.target][:MOVING]
         for i, edge in enumerate([*busy, *([self.chosen] if self.chosen else [])]):
             a, b = cells[edge.source], cells[edge.target]
             if edge.ideas and math.dist(a, b) > 3:

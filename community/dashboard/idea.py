@@ -97,7 +97,7 @@ SAID = (
     Column("score", lambda s: meter(s.score, 5), 5),
     Column("confid.", lambda s: share(s.confidence), 7, True),
     Column("reliab.", lambda s: share(s.reliability), 7, True),
-    Column("the other answer", lambda s: one_line(s.other, 60)),
+    Column("other answer", lambda s: one_line(s.other, 60)),
 )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 
 from community.errors import CommunityError
 from community.ledger import Ledger
+from community.rows import mapping_of
 from community.tables import (
     checkpoints,
     ideas,
@@ -242,9 +243,7 @@ def path_to_best(ledger: Ledger, start: Kin) -> Path:
     return Path(first[0], tuple(k.id for k in way), tuple(k.author for k in way))
 
 
-def _way(
-    start: int, end: int, read: Sequence[tuple[int, int]], down: bool, up: bool
-) -> list[int]:
+def _way(start: int, end: int, read: Sequence[tuple[int, int]], down: bool, up: bool) -> list[int]:
     """The shortest path; empty if there is none."""
     near: dict[int, list[int]] = {}
     for parent, idea in read:
@@ -358,13 +357,13 @@ def contrast(ledger: Ledger, child: Kin, parent: Kin) -> Contrast:
         both = (child.row, parent.row)
         truth = select(ideas.c.id, verdicts.c.score).join(ideas, verdicts.c.idea == ideas.c.row)
         spoke = truth.where(verdicts.c.judge == WORLD, verdicts.c.idea.in_(both))
-        world = {id: score for id, score in conn.execute(spoke)}
+        world = mapping_of(conn, spoke)
         if child.task != parent.task or child.answer == parent.answer:
             return Contrast(child, parent, (), world)
         mine, theirs = (_alike(conn, k) for k in (child, parent))
         judged = [*_compared(conn, mine, theirs), *_compared(conn, theirs, mine, turned=True)]
         trust = select(reliability.c.judge, reliability.c.value)
-        trusted = dict(conn.execute(trust.where(reliability.c.round == child.round)).all())
+        trusted = mapping_of(conn, trust.where(reliability.c.round == child.round))
     given = (Judged(judge, s, c, trusted.get(judge)) for judge, s, c in judged)
     return Contrast(child, parent, tuple(sorted(given, key=lambda j: -j.score)), world)
 

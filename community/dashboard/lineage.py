@@ -35,8 +35,17 @@ from community.ledger import Ledger
 Node = TreeNode[Branch]
 
 
+class KinTree(Tree[Branch]):
+    """A tree whose keys are named in the footer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Jump"),
+        Binding("space", "toggle_node", "Unfold"),
+    ]
+
+
 class LineagePage(Page[Family | None]):
-    """Where an idea came from and what came of it; ★ is the best idea of its task."""
+    """Where an idea came from and what came of it; ★ is the best of its task, ☆ the way there."""
 
     name_of_page = "lineage"
     of_idea = True
@@ -48,9 +57,8 @@ class LineagePage(Page[Family | None]):
         ("i", "read the idea under the cursor"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "jump", "Jump there", priority=False),
-        Binding("b", "best", "Best of its task"),
-        Binding("i", "read", "Read it"),
+        Binding("b", "best", "Best"),
+        Binding("i", "read", "Read"),
     ]
     CSS = """
     LineagePage #body { layout: vertical; }
@@ -68,7 +76,7 @@ class LineagePage(Page[Family | None]):
         self.family: Family | None = None
 
     def body(self) -> ComposeResult:
-        tree: Tree[Branch] = Tree("", id="tree")
+        tree = KinTree("", id="tree")
         tree.auto_expand = False
         tree.guide_depth = 3
         yield tree
@@ -80,7 +88,7 @@ class LineagePage(Page[Family | None]):
 
     def show(self, found: Family | None) -> None:
         self.family = found
-        tree = self.query_one("#tree", Tree)
+        tree = self.query_one("#tree", KinTree)
         tree.clear()
         if found is None:
             tree.root.set_label(Text(nothing_yet(self.app.course)))
@@ -116,7 +124,7 @@ class LineagePage(Page[Family | None]):
         if isinstance(item, Kin):
             best = path is not None and path.best is not None and path.best.id == item.id
             on_path = path is not None and item.id in path.ids
-            return _idea(item, "★ " if best else "▸ " if on_path else "")
+            return _idea(item, "★ " if best else "☆ " if on_path else "")
         return _checkpoint(item) if isinstance(item, Made) else _lesson(item)
 
     # -- the tree --------------------------------------------------------------------------
@@ -154,7 +162,7 @@ class LineagePage(Page[Family | None]):
             self.app.open_idea(item.id, page)
 
     def action_read(self) -> None:
-        self._jump(self.query_one("#tree", Tree).cursor_node, "idea")
+        self._jump(self.query_one("#tree", KinTree).cursor_node, "idea")
 
     def action_best(self) -> None:
         best = self.family.path.best if self.family else None
@@ -247,7 +255,7 @@ def _path(found: Family) -> Text:
         said = one_line(path.best.said, 30)
         return Text(f"★ {path.best.id[:6]} by {path.best.author} is the best of the task ({said}); "
                     "no reading joins the two. b jumps there.")  # fmt: skip
-    way = " ▸ ".join(f"{name} {id[:6]}" for name, id in zip(path.names, path.ids, strict=True))
+    way = " ☆ ".join(f"{name} {id[:6]}" for name, id in zip(path.names, path.ids, strict=True))
     return Text(f"★ path to the best: {way}")
 
 

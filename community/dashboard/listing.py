@@ -70,8 +70,8 @@ class Listing(ScrollView, can_focus=True):
 
     cursor: reactive[int] = reactive(0)
 
-    class Chosen(Message):
-        """A row was entered or clicked."""
+    class _OfRow(Message):
+        """Something about a row."""
 
         def __init__(self, listing: Listing, row: Row) -> None:
             super().__init__()
@@ -81,7 +81,10 @@ class Listing(ScrollView, can_focus=True):
         def control(self) -> Listing:
             return self.listing
 
-    class Moved(Chosen):
+    class Chosen(_OfRow):
+        """A row was entered or clicked."""
+
+    class Moved(_OfRow):
         """The cursor came to stand on a row."""
 
     class Sorted(Message):
@@ -291,9 +294,7 @@ class Listing(ScrollView, can_focus=True):
             sign = ""
             if column.sort and column.sort == self.sort:
                 sign = "▼" if self.descending else "▲"
-            line.append(" " * bool(i)).append_text(
-                padded(column.title + sign, width, column.right)
-            )
+            line.append(" " * bool(i)).append_text(padded(column.title + sign, width, column.right))
         return line
 
     def _line(self, index: int) -> Text:

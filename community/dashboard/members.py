@@ -116,7 +116,7 @@ def _facts(member: Member, found: Portrait) -> Table:
     s = member.strength
     if s:
         said = f"{signed(s.mean)}, between {signed(s.low)} and {signed(s.high)}"
-        table.add_row("strength", f"{said} (mean of {s.ideas:,} ideas of the last round)")
+        table.add_row("strength", f"{said} (last round, {number(s.ideas)} ideas)")
     for name, course in (("judge", found.reliability), ("holdout", found.holdout)):
         if course:
             line = f"{share(course[-1][1])}  {spark((v for _, v in course), 40)}"
@@ -142,7 +142,8 @@ def _domains(found: Portrait) -> list[RenderableType]:
 def _checkpoints(found: Portrait) -> list[RenderableType]:
     if not found.checkpoints:
         return []
-    table = Table("checkpoint", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("checkpoint", no_wrap=True, min_width=SHORT)
     for name in ("round", "lessons", "validation", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -53,6 +53,7 @@ class NetworkPage(Page[Found]):
         self.round: int | None = None
         self.kind: Kind | None = None
         self._most = 1
+        self._still = False
 
     def body(self) -> ComposeResult:
         yield Graph(id="graph")
@@ -62,17 +63,17 @@ class NetworkPage(Page[Found]):
 
     def _columns(self) -> tuple[Column, ...]:
         return (
-            Column("from → to", lambda e: f"{e.source} → {e.target if e.target != e.source else 'itself'}"),
+            Column("from → to", _ends),
             Column("ideas", lambda e: number(e.ideas), 5, True),
             Column("tokens", lambda e: number(e.tokens), 6, True),
             Column("", lambda e: meter(e.tokens / self._most, 8), 8, least=46),
         )
 
     def on_mount(self) -> None:
-        self.ticking = self.set_interval(TICK, self._tick)
+        self.set_interval(TICK, self._tick)
 
     def _tick(self) -> None:
-        if self.is_current:
+        if self.is_current and not self._still:
             self.query_one(Graph).advance()
 
     def load(self, ledger: Ledger) -> Found:
@@ -86,8 +87,8 @@ class NetworkPage(Page[Found]):
         graph.put(flow, at)
         name = f" · {flow.topology.replace('_', ' ')}" if flow.topology else ""
         graph.border_title = f"round {flow.round} of {flow.last}{name}"
-        hidden = len(flow.edges) - DRAWN
-        graph.border_subtitle = f"{DRAWN} of {len(flow.edges):,} edges drawn" if hidden > 0 else ""
+        each = -(-len(flow.edges) // DRAWN)
+        graph.border_subtitle = f"one edge of {each} is drawn" if each > 1 else ""
         self.query_one("#said", Static).update(said(flow))
         empty = "Nobody read anybody." if flow.kind == "readings" else "No lesson was given."
         listing = self.query_one("#edges", Listing)
@@ -112,12 +113,11 @@ class NetworkPage(Page[Found]):
             self.reload()
 
     def action_pause(self) -> None:
-        graph = self.query_one(Graph)
-        if self.ticking._active.is_set():
-            self.ticking.pause()
-        else:
-            self.ticking.resume()
-        graph.refresh()
+        self._still = not self._still
+
+
+def _ends(edge: Edge) -> str:
+    return f"{edge.source} → {'itself' if edge.target == edge.source else edge.target}"
 
 
 def said(flow: Flow) -> Text:

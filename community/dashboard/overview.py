@@ -33,7 +33,7 @@ class OverviewPage(Page[int]):
     CSS = """
     OverviewPage #facts { height: auto; padding: 0 1; }
     OverviewPage #charts { layout: grid; grid-size: 2 2; height: 1fr; }
-    OverviewPage #rounds { display: none; height: 1fr; max-height: 16; margin: 0 1; }
+    OverviewPage #rounds { display: none; margin: 0 1; }
     OverviewPage.-tall #rounds { display: block; }
     """
 
@@ -67,7 +67,9 @@ class OverviewPage(Page[int]):
             why = curves.unknown if id == "precision" and curves.unknown else empty
             self.query_one(f"#{id}", Chart).draw(drawn, one_line(why))
         rows: list[Row] = sorted(curves.points.items(), reverse=True)
-        self.query_one("#rounds", Listing).put(rows, empty)
+        listing = self.query_one("#rounds", Listing)
+        listing.styles.max_height = min(max(4, len(rows) + 1), self.size.height // 3)
+        listing.put(rows, empty)
 
 
 def curves_of(curves: Curves) -> dict[str, list[Curve]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.text import Text
 from textual import work
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.events import Click, Resize, ScreenResume
@@ -15,14 +15,11 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 from textual.worker import get_current_worker
 
-from community.dashboard.course import Course
+from community.dashboard.course import Course, Curves, Pulse
 from community.dashboard.words import clip, count, meter
 from community.errors import CommunityError
 from community.findings import duration
 from community.ledger import Ledger
-
-if TYPE_CHECKING:
-    from community.dashboard.app import Watch
 
 PAGES = ("overview", "members", "network", "ideas", "lineage", "idea", "lessons")
 """The screens in the order of their keys, 1 to 7."""
@@ -30,6 +27,25 @@ LEAST = (60, 16)
 """Columns and lines that the screens need."""
 
 Found = TypeVar("Found")
+
+
+class Host(App[None]):
+    """The application, as far as its screens know it.
+
+    `pulse` and `course` say how far the record goes (None: not known yet), `idea` is the id
+    of the idea that the screens Idea and Lineage are about (empty: there is none).
+    """
+
+    ledger: Ledger
+    run_name: str
+    curves: Curves
+    course: Course | None
+    pulse: Pulse | None
+    idea: str
+
+    def open_idea(self, id: str, page: str = "idea") -> None:
+        """Look at an idea in one of the screens that are about one."""
+        raise NotImplementedError
 
 
 class Bar(Widget):
@@ -55,7 +71,8 @@ class Bar(Widget):
     def render(self) -> Text:
         width = self.size.width
         line = Text(no_wrap=True)
-        line.append(f" {clip(self.run, max(12, width // 3))} ", style="bold reverse").append(" ").append_text(self._progress(width - line.cell_len - 1))
+        line.append(f" {clip(self.run, max(12, width // 3))} ", "bold reverse").append(" ")
+        line.append_text(self._progress(width - line.cell_len))
         tabs = Text(no_wrap=True)
         for start, end, name in self._tabs():
             here = name == self.page
@@ -114,7 +131,7 @@ class Page(Screen[None], Generic[Found]):
     idea looked at is another one and the screen is about that (`of_idea`).
     """
 
-    app: Watch
+    app: Host
     AUTO_FOCUS = "Listing"
     name_of_page: ClassVar[str] = ""
     of_idea: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,13 @@ def lessons_of(ledger: Ledger, wish: Wish, offset: int, limit: int) -> list[Row]
         .outerjoin(loser, x.rejected == loser.c.row),
         wish,
     )
+    order = query.order_by(x.row.desc()).limit(limit).offset(offset)
     with ledger.reading() as conn:
-        found = conn.execute(query.order_by(x.row.desc()).limit(limit).offset(offset))
-        return [Row(*("" if value is None else value for value in entry)) for entry in found]
+        return [Row(*_filled(entry)) for entry in conn.execute(order)]
+
+
+def _filled(entry: Iterable[Any]) -> list[Any]:
+    return ["" if value is None else value for value in entry]
 
 
 def how_many(ledger: Ledger, wish: Wish) -> int:

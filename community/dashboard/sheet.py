@@ -10,6 +10,7 @@ from sqlalchemy import select
 from community.dashboard.kin import Kin, Taught, kin, step
 from community.ledger import Ledger
 from community.lineage import lineage
+from community.rows import mapping_of
 from community.tables import ideas, rankings, reliability
 from community.types import Idea, Task
 
@@ -48,7 +49,7 @@ def sheet(ledger: Ledger, id: str) -> Sheet:
     beside = (ideas.c.round == own.round, ideas.c.task == own.task)
     with ledger.reading() as conn:
         trust = select(reliability.c.judge, reliability.c.value)
-        trusted = {j: v for j, v in conn.execute(trust.where(reliability.c.round == own.round))}
+        trusted = mapping_of(conn, trust.where(reliability.c.round == own.round))
         theirs = select(ideas.c.id, ideas.c.answer, ideas.c.text).where(*beside)
         answers = {
             rival: answer or text
