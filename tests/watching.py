@@ -116,7 +116,7 @@ async def settle(app: Watch, pilot: Pilot[Any]) -> None:
     """Wait until nothing is being loaded and everything is drawn."""
     quiet = 0
     while quiet < 3:
-        await pilot.pause()
+        await pilot.pause(0.01)
         quiet = 0 if any(w.is_running for w in app.workers) else quiet + 1
 
 
@@ -140,6 +140,7 @@ def text_of(app: Watch) -> str:
     """The screen as lines of text."""
     for graph in app.screen.query(Graph):  # ideas are on their way: where they start from
         graph.step = 0
+        graph.refresh()
     width, height = app.size
     console = Console(width=width, height=height, file=io.StringIO(), record=True,
                       force_terminal=True, legacy_windows=False)  # fmt: skip

@@ -105,6 +105,7 @@ class Watch(Host):
         self.idea = ""
         self._past: list[tuple[str, str]] = []
         self._polling = False
+        self._troubled: set[Page[Any]] = set()  # screens that say why looking failed
 
     def on_mount(self) -> None:
         self.register_theme(DARK)
@@ -139,12 +140,15 @@ class Watch(Host):
         self._polling = False
         page = self.page
         if found is not None:
+            while self._troubled:
+                self._troubled.pop().notice("")
             self.course, self.pulse = found, found.pulse
             self.idea = self.idea or idea
         if page is not None and page.is_mounted:
             page.tell()
             if sentence:
                 page.notice(sentence)
+                self._troubled.add(page)
             elif self.pulse is not None:
                 page.renew()
 

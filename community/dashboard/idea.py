@@ -103,11 +103,11 @@ SAID = (
 
 def draw(found: Sheet) -> RenderableType:
     """The idea from top to bottom."""
-    idea, task, own = found.idea, found.task, found.kin
+    idea, task = found.idea, found.task
     head = Text().append(f"{idea.id[:SHORT]} ", "bold").append(f"by {idea.author}")
     head.append(f"@{idea.checkpoint[:SHORT]}  round {idea.round}, turn {idea.turn}, ")
     head.append(f"sample {idea.sample}")
-    parts: list[RenderableType] = [head, _facts(found), _titled("asked", task.prompt)]
+    parts: list[RenderableType] = [head, _titled("asked", task.prompt)]
     if idea.prompt and idea.prompt != task.prompt:
         parts.append(_titled("as the author read it", idea.prompt))
     if idea.failure:
@@ -116,9 +116,7 @@ def draw(found: Sheet) -> RenderableType:
         parts.append(_titled("said", idea.text))
         if idea.answer != idea.text:
             parts.append(_titled("answer", idea.answer or "(no answer in it)"))
-    if own.place is None:
-        parts.append(Text("\nIt was not ranked.", style="dim"))
-    return Group(*parts, *_lessons(found))
+    return Group(*parts, Text(), _facts(found), *_lessons(found))
 
 
 def _facts(found: Sheet) -> Table:
@@ -127,7 +125,9 @@ def _facts(found: Sheet) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("task", f"{task.arena}, {task.domain}, level {task.level}, {task.split}")
-    if own.place is not None:
+    if own.place is None:
+        table.add_row("place", "none: it was not ranked")
+    else:
         between = f"{signed(own.low)} to {signed(own.high)}"
         backed = f", given by {own.supporters} members" if own.supporters else ""
         table.add_row("place", f"{own.place}, strength {signed(own.strength)} ({between}){backed}")

@@ -92,10 +92,10 @@ def facts(course: Course | None) -> Table | Text:
     if course is None:
         return Text("Reading the ledger…")
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="bold", min_width=6)
+    table.add_column(no_wrap=True, overflow="ellipsis")
     played, of = course.pulse.round, course.planned
-    done = f"{played} of {of}  {meter(played / of, 30)}" if of else str(played)
+    done = f"{played} of {of}  {meter(played / of, 20)}" if of else str(played)
     left = "" if course.left is None else f", about {duration(course.left)} left"
     table.add_row("rounds", f"{done}  {course.phase}{left}")
     recorded = [

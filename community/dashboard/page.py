@@ -23,7 +23,7 @@ from community.ledger import Ledger
 
 PAGES = ("overview", "members", "network", "ideas", "lineage", "idea", "lessons")
 """The screens in the order of their keys, 1 to 7."""
-LEAST = (60, 16)
+LEAST = (74, 16)
 """Columns and lines that the screens need."""
 
 Found = TypeVar("Found")
@@ -141,7 +141,7 @@ class Page(Screen[None], Generic[Found]):
     Page #body { height: 1fr; }
     Page .box { border: round $surface-lighten-2; border-title-color: $text; padding: 0 1; }
     Page VerticalScroll { scrollbar-size-vertical: 1; }
-    Page #notice { dock: bottom; height: auto; max-height: 3; background: $warning-muted;
+    Page #notice { height: auto; max-height: 3; background: $warning-muted;
                    color: $text-warning; display: none; padding: 0 1; }
     Page.-small > * { display: none; }
     Page.-small > Small { display: block; }
