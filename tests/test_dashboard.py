@@ -12,6 +12,7 @@ pytest.importorskip("textual")
 
 from textual.pilot import Pilot
 from textual.widgets import Input
+from watching import play_talk, press, same_picture, settle, text_of, type_in, watching
 
 from community.dashboard.app import Watch
 from community.dashboard.graph import Graph
@@ -20,7 +21,6 @@ from community.dashboard.lineage import KinTree
 from community.dashboard.listing import Listing
 from community.dashboard.page import PAGES
 from community.ledger import Ledger
-from watching import play_talk, press, same_picture, settle, text_of, type_in, watching
 
 SIZES = {"80x24": (80, 24), "140x40": (140, 40)}
 

@@ -22,19 +22,19 @@ import pytest
 
 pytest.importorskip("textual")
 
+from command import CROWD, Command, write_recipe
+from small_rounds import MEMBERS, META, make_learning, make_ledger, make_round, make_task
 from textual.pilot import Pilot
 from typer.testing import CliRunner
+from watching import press, settle, text_of, watching
 
-from command import CROWD, Command, write_recipe
 from community import database
 from community.cli import app as command_line
-from community.dashboard.app import Watch, watch
+from community.dashboard.app import Watch
 from community.dashboard.page import LEAST, PAGES
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.types import Idea, Ranking, Round
-from small_rounds import MEMBERS, META, make_ledger, make_learning, make_round, make_task
-from watching import press, settle, text_of, watching
 
 ROOT = Path(__file__).parent.parent
 SHORT = 0.05

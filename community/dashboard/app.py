@@ -132,9 +132,9 @@ class Watch(Host):
             found = tick(self.ledger, self.course)
             idea = self.idea or latest_idea(self.ledger)
         except CommunityError as error:
-            self.call_from_thread(self._looked, None, "", str(error))
+            self.call_later(self._looked, None, "", str(error))
         else:
-            self.call_from_thread(self._looked, found, idea, "")
+            self.call_later(self._looked, found, idea, "")
 
     def _looked(self, found: Course | None, idea: str, sentence: str) -> None:
         self._polling = False

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from threading import Lock
 from time import time
 from typing import Any, NamedTuple
 
@@ -183,22 +184,27 @@ class Curves:
         self.holdout: dict[int, Holdout] = {}
         self.unknown = ""  # why there is no precision, if there is none
         self._settled: set[int] = set()
+        self._lock = Lock()
         self._arena: Arena | None = None
         self._asked = False
 
     def update(self) -> Iterator[int]:
-        """Find out what is new, latest round first; yields the rounds that are still to do."""
-        self._ask_arena()
-        self._update_holdout()
-        learned = pulse(self.ledger).learning
-        with self.ledger.reading() as conn:
-            every = conn.scalars(select(rounds.c.n).order_by(rounds.c.n.desc())).all()
-        wanted = [n for n in every if n not in self._settled]
-        for i, n in enumerate(wanted):
-            self.points[n] = self._point(n)
-            if n <= learned:  # the tokens and time of its learning are in, too
-                self._settled.add(n)
-            yield len(wanted) - i - 1
+        """Find out what is new, latest round first; yields the rounds that are still to do.
+
+        One thread at a time does so, the others wait.
+        """
+        with self._lock:
+            self._ask_arena()
+            self._update_holdout()
+            learned = pulse(self.ledger).learning
+            with self.ledger.reading() as conn:
+                every = conn.scalars(select(rounds.c.n).order_by(rounds.c.n.desc())).all()
+            wanted = [n for n in every if n not in self._settled]
+            for i, n in enumerate(wanted):
+                self.points[n] = self._point(n)
+                if n <= learned:  # the tokens and time of its learning are in, too
+                    self._settled.add(n)
+                yield len(wanted) - i - 1
 
     def _ask_arena(self) -> None:
         """The arena tells how many of the kept lessons are right, as it does for the report."""

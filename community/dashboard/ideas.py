@@ -98,10 +98,10 @@ class IdeasPage(Page[Query]):
         try:
             found = how_many(self.app.ledger, query, MOST)
         except CommunityError as error:
-            self.app.call_from_thread(self.notice, str(error))
+            self.call_later(self.notice, str(error))
             return
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._counted, query, found)
+            self.call_later(self._counted, query, found)
 
     def _counted(self, query: Query, found: int) -> None:
         if query == self.query_now:

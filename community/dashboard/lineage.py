@@ -140,9 +140,9 @@ class LineagePage(Page[Family | None]):
         try:
             grow(self.app.ledger, branch)
         except CommunityError as error:
-            self.app.call_from_thread(self.notice, str(error))
+            self.call_later(self.notice, str(error))
         else:
-            self.app.call_from_thread(self._fill, node, branch)
+            self.call_later(self._fill, node, branch)
 
     @on(Tree.NodeHighlighted)
     def _highlighted(self, event: Tree.NodeHighlighted[Branch]) -> None:
@@ -199,10 +199,10 @@ class LineagePage(Page[Family | None]):
         try:
             found = contrast(self.app.ledger, child, parent)
         except CommunityError as error:
-            self.app.call_from_thread(self.notice, str(error))
+            self.call_later(self.notice, str(error))
             return
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._show_contrast, found)
+            self.call_later(self._show_contrast, found)
 
     def _show_contrast(self, found: Contrast) -> None:
         names = f"{found.parent.id[:SHORT]} → {found.child.id[:SHORT]}"

@@ -179,7 +179,7 @@ class Listing(ScrollView, can_focus=True):
                 self.post_message(self.Failed(str(error)))
             return
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._give, page, rows, edition)
+            self.call_later(self._give, page, rows, edition)
 
     def _give(self, page: int, rows: Sequence[Row], edition: int) -> None:
         if edition != self._edition:

@@ -91,10 +91,10 @@ class MembersPage(Page[list[Member]]):
         try:
             found = portrait(self.app.ledger, member.name)
         except CommunityError as error:
-            self.app.call_from_thread(self.notice, str(error))
+            self.call_later(self.notice, str(error))
             return
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._show_portrait, member, found)
+            self.call_later(self._show_portrait, member, found)
 
     def _show_portrait(self, member: Member, found: Portrait) -> None:
         self.query_one("#portrait").border_title = found.name

@@ -9,6 +9,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.widgets import Static
+from textual.worker import get_current_worker
 
 from community.dashboard.chart import DASHED, DOTTED, Chart, Curve
 from community.dashboard.course import Course, Curves, Point
@@ -51,9 +52,12 @@ class OverviewPage(Page[int]):
 
     def load(self, ledger: Ledger) -> int:
         """Read what is new, and draw now and then on the way."""
+        worker = get_current_worker()
         for left in self.app.curves.update():
+            if worker.is_cancelled:
+                break
             if left and left % BATCH == 0:
-                self.app.call_from_thread(self.show, left)
+                self.call_later(self.show, left)
         return 0
 
     def tell(self) -> None:

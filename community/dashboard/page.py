@@ -209,10 +209,10 @@ class Page(Screen[None], Generic[Found]):
             found = self.load(self.app.ledger)
         except CommunityError as error:
             if not worker.is_cancelled:
-                self.app.call_from_thread(self._failed, str(error))
+                self.call_later(self._failed, str(error))
             return
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._show, found)
+            self.call_later(self._show, found)
 
     def _show(self, found: Found) -> None:
         self.notice("")
