@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -24,7 +26,7 @@ SORTS: tuple[Order, ...] = ("round", "strength", "arena", "author")
 """In the order in which s takes them."""
 PAUSE = 0.25
 """Seconds without a key before what was typed is searched for."""
-MOST = 1_000_000
+MOST = 100_000
 """Matches are counted up to here."""
 
 
@@ -84,9 +86,14 @@ class IdeasPage(Page[Query]):
         listing.tag = query
         empty = "No idea matches." if query != Query() else nothing_yet(self.app.course)
         listing.cursor = 0
-        listing.source(lambda o, n: search(self.app.ledger, query, n, o), None, empty)
-        self._say("counting…")
-        self._count(query)
+        every = self._all() if query == Query(sort=query.sort, descending=query.descending) else None
+        fetch = partial(ideas_at, self.app.ledger, query, every)
+        listing.source(fetch, every, empty)
+        if every is None:
+            self._say("counting…")
+            self._count(query)
+        else:
+            self._say(count(every, "idea"))
 
     def reload(self) -> None:
         self.query_one("#ideas", Listing).cursor = 0
@@ -105,9 +112,9 @@ class IdeasPage(Page[Query]):
 
     def _counted(self, query: Query, found: int) -> None:
         if query == self.query_now:
-            self.query_one("#ideas", Listing).known(found)
-            more = "more than " if found >= MOST and found != self._all() else ""
-            self._say(f"{more}{count(found, 'idea')}")
+            complete = found < MOST
+            self.query_one("#ideas", Listing).known(found, complete)
+            self._say(f"{count(found, 'idea')}{'' if complete else ' or more'}")
 
     def _all(self) -> int:
         return self.app.course.ideas if self.app.course else 0
@@ -176,6 +183,21 @@ class IdeasPage(Page[Query]):
         row = self.query_one("#ideas", Listing).current
         if row is not None:
             self.app.open_idea(row.id, "lineage")
+
+
+def ideas_at(
+    ledger: Ledger, query: Query, every: int | None, offset: int, limit: int
+) -> list[Found]:
+    """A page of what a query finds; the second half of `every` idea from its other end.
+
+    The farther a page is from the end that a search begins at, the longer it takes.
+    Unranked ideas come last in either order of strength, so that one cannot be turned round.
+    """
+    if every is None or offset < every // 2 or query.sort == "strength":
+        return search(ledger, query, limit, offset)
+    limit = min(limit, every - offset)
+    turned = replace(query, descending=not query.descending)
+    return search(ledger, turned, limit, every - offset - limit)[::-1]
 
 
 def query_of(text: str, before: Query) -> Query:

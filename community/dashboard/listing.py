@@ -138,9 +138,9 @@ class Listing(ScrollView, can_focus=True):
         self._need()
         self.refresh()
 
-    def known(self, total: int) -> None:
-        """All in all there are so many rows."""
-        self._extend(total, True)
+    def known(self, total: int, complete: bool = True) -> None:
+        """There are so many rows; if not complete, there may be more."""
+        self._extend(total, complete)
 
     def _extend(self, total: int, complete: bool) -> None:
         self.total, self.complete = total, complete
@@ -189,8 +189,8 @@ class Listing(ScrollView, can_focus=True):
             self._pages.pop(max(self._pages, key=lambda p: abs(p - page)))
         self._pages[page] = rows
         if not self.complete:
-            known = page * PAGE + len(rows)
-            self._extend(max(self.total, known), len(rows) < PAGE)
+            known, full = page * PAGE + len(rows), len(rows) == PAGE
+            self._extend(max(self.total, known + full), not full)  # one more, to be asked for
         self.refresh()
         self._tell()
         self._need()
