@@ -18,10 +18,7 @@ SCREENS = {
     "overview": (),
     "members": (),
     "network": ("down", "down"),
-    "ideas": (),
     "lineage": ("down", "down", "space", "down", "down"),
-    "idea": (),
-    "lessons": (),
 }
 """Screen -> the keys to press there."""
 
