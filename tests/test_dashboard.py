@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("textual")
 
+from sqlalchemy import text
 from textual.pilot import Pilot
 from textual.widgets import Input
 from watching import play_talk, press, same_picture, settle, text_of, type_in, watching
@@ -20,6 +21,7 @@ from community.dashboard.kin import latest_idea
 from community.dashboard.lineage import KinTree
 from community.dashboard.listing import Listing
 from community.dashboard.page import PAGES
+from community.errors import CommunityError
 from community.ledger import Ledger
 
 SIZES = {"80x24": (80, 24), "140x40": (140, 40)}
@@ -350,3 +352,52 @@ def test_lessons_are_filtered_and_lead_to_their_ideas(talk: Path) -> None:
         assert (app.current_mode, app.idea) == ("lineage", wanted[-1].idea)
 
     watching(talk, session)
+
+
+def test_from_a_member_to_its_ideas_and_back(talk: Path) -> None:
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        await press(app, pilot, "2", "down", "enter")
+        listing = app.screen.query_one("#ideas", Listing)
+        authors = {listing.row(i).author for i in range(min(90, listing.total))}
+        assert app.current_mode == "ideas" and len(authors) == 1
+        assert f"author:{authors.pop()}" in text_of(app)
+        await press(app, pilot, "escape")
+        assert app.current_mode == "members"
+
+    watching(talk, session)
+
+
+def test_an_idea_is_opened_by_its_id(talk: Path) -> None:
+    with Ledger.open(talk, read_only=True) as ledger:
+        wanted = ledger.round(1).ideas[7].id
+
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        await press(app, pilot, "4", "slash")
+        assert "no idea has an id that starts with 'zz'" in await type_in(app, pilot, "id:zz")
+        app.screen.query_one("#query", Input).value = ""
+        await press(app, pilot, "slash")
+        assert wanted[:10] in await type_in(app, pilot, f"id:{wanted[:9]}")
+        assert (app.current_mode, app.idea) == ("idea", wanted)
+
+    watching(talk, session)
+
+
+def test_quitting_does_not_wait_for_a_query(talk: Path) -> None:
+    """This one never ends by itself."""
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    ended: list[str] = []
+
+    def ask(app: Watch) -> None:
+        try:
+            with app.ledger.reading() as conn:
+                conn.execute(text(forever))
+        except CommunityError as error:
+            ended.append(str(error))
+
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        app.run_worker(lambda: ask(app), thread=True)
+        await pilot.pause(0.2)
+        await pilot.press("q")
+
+    watching(talk, session)
+    assert len(ended) == 1 and "was interrupted" in ended[0]

@@ -27,6 +27,7 @@ from community.dashboard.members import MembersPage
 from community.dashboard.network import NetworkPage
 from community.dashboard.overview import OverviewPage
 from community.dashboard.page import PAGES, Host, Page
+from community.dashboard.queries import Queries
 from community.errors import CommunityError
 from community.extras import extra
 from community.ledger import Ledger
@@ -102,7 +103,8 @@ class Watch(Host):
         self.ledger, self.run_name, self.every = ledger, run_name, every
         self.curves = Curves(ledger)
         self.course = self.pulse = None
-        self.idea = ""
+        self.idea = self.sought = ""
+        self._queries = Queries(ledger.engine)
         self._past: list[tuple[str, str]] = []
         self._polling = False
         self._troubled: set[Page[Any]] = set()  # screens that say why looking failed
@@ -113,6 +115,10 @@ class Watch(Host):
         self.theme = DARK.name
         self.set_interval(self.every, self.poll)
         self.poll()
+
+    def on_unmount(self) -> None:
+        """Quitting does not wait for what the ledger is being asked."""
+        self._queries.interrupt()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """`$faint` is for lines that are to stand back; legible on dark and on light."""
@@ -164,6 +170,12 @@ class Watch(Host):
         if id:
             self._past.append((self.current_mode, self.idea))
             self._go(page, id)
+
+    def find(self, text: str) -> None:
+        """Search all ideas; `action_return` returns to where one was."""
+        self._past.append((self.current_mode, self.idea))
+        self.sought = text
+        self._go("ideas", self.idea)
 
     def _go(self, page: str, idea: str) -> None:
         self.idea = idea

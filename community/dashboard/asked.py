@@ -25,7 +25,7 @@ def asked(text: str, fields: Sequence[str]) -> tuple[str, dict[str, str]]:
     return " ".join(words), found
 
 
-EXAMPLES = {"author": "ada", "learner": "ada", "arena": "gcd", "round": "3-7"}
+EXAMPLES = {"id": "0b12", "author": "ada", "learner": "ada", "arena": "gcd", "round": "3-7"}
 
 
 def rounds(text: str) -> tuple[int, int | None]:

@@ -122,7 +122,7 @@ def course(ledger: Ledger) -> Course:
             members=len(ledger.members()),
             ideas=rows.next_row(conn, ideas) - 1,  # rows are numbered without a gap
             lessons=rows.next_row(conn, lessons) - 1,
-            tokens=conn.scalar(select(func.sum(spent.c.tokens))) or 0,
+            tokens=_number(conn, select(func.sum(spent.c.tokens))),
             seconds=sum(conn.scalar(select(func.sum(t.c.seconds))) or 0.0
                         for t in (rounds, learnings)),
             recent=fmean(recent) if recent else 0.0,
@@ -234,7 +234,7 @@ class Curves:
         names = set(self.ledger.members())
         with self.ledger.reading() as conn:
             for n, solver, right, total in conn.execute(query):
-                found.setdefault(n, {})[solver] = right / total
+                found.setdefault(n, {})[solver] = float(right) / float(total)
         for n, shares in found.items():
             theirs = [value for name, value in shares.items() if name in names]
             best, mean = (max(theirs), fmean(theirs)) if theirs else (None, None)

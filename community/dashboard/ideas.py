@@ -10,6 +10,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import ScreenResume
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
@@ -35,7 +36,7 @@ class IdeasPage(Page[Query]):
 
     name_of_page = "ideas"
     KEYS: ClassVar[list[tuple[str, str]]] = [
-        ("/", "search: words, author:ada, arena:gcd, round:3-7"),
+        ("/", "search: words, author:ada, arena:gcd, round:3-7; id:0b12 and enter reads that one"),
         ("s", "sort by round, strength, arena or author"),
         ("o", "the other way round"),
         ("enter", "read the idea"),
@@ -86,7 +87,9 @@ class IdeasPage(Page[Query]):
         listing.tag = query
         empty = "No idea matches." if query != Query() else nothing_yet(self.app.course)
         listing.cursor = 0
-        every = self._all() if query == Query(sort=query.sort, descending=query.descending) else None
+        every = (
+            self._all() if query == Query(sort=query.sort, descending=query.descending) else None
+        )
         fetch = partial(ideas_at, self.app.ledger, query, every)
         listing.source(fetch, every, empty)
         if every is None:
@@ -132,9 +135,19 @@ class IdeasPage(Page[Query]):
             self._typed.stop()
         self._typed = self.set_timer(PAUSE, self._ask)
 
+    def on_screen_resume(self, event: ScreenResume) -> None:
+        if self.app.sought:
+            self.query_one("#query", Input).value, self.app.sought = self.app.sought, ""
+            self._ask()
+        super().on_screen_resume(event)
+
     @on(Input.Submitted, "#query")
     def _submitted(self, event: Input.Submitted) -> None:
+        if self._typed is not None:
+            self._typed.stop()
         self._ask()
+        if event.value.startswith("id:"):
+            self._open(event.value[3:].strip())
         self.query_one("#ideas", Listing).focus()
 
     def _ask(self) -> None:
@@ -148,6 +161,14 @@ class IdeasPage(Page[Query]):
         if wanted != self.query_now:
             self.query_now = wanted
             self._put()
+
+    @work(thread=True, exclusive=True, group="open")
+    def _open(self, id: str) -> None:
+        """Read the idea whose id starts so."""
+        try:
+            self.call_later(self.app.open_idea, self.app.ledger.idea(id).id)
+        except CommunityError as error:
+            self.call_later(self.notice, str(error))
 
     def _sorted(self, sort: Order, descending: bool) -> None:
         q = self.query_now
@@ -202,7 +223,7 @@ def ideas_at(
 
 def query_of(text: str, before: Query) -> Query:
     """What is typed as a query, sorted as before. CommunityError where it makes no sense."""
-    words, fields = asked(text, ("author", "arena", "round"))
+    words, fields = asked(text, ("author", "arena", "round", "id"))
     first, last = rounds(fields["round"]) if "round" in fields else (1, None)
     return Query(
         words, fields.get("author", ""), fields.get("arena", ""), first, last,

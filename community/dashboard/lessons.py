@@ -88,6 +88,8 @@ class LessonsPage(Page[Found]):
 
     @on(Input.Submitted, "#query")
     def _submitted(self, event: Input.Submitted) -> None:
+        if self._typed is not None:
+            self._typed.stop()
         self._ask()
         self.query_one("#lessons", Listing).focus()
 

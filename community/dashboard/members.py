@@ -31,7 +31,10 @@ class MembersPage(Page[list[Member]]):
     """Who is strong, who is trusted as a judge, who learned what and who was rolled back."""
 
     name_of_page = "members"
-    KEYS: ClassVar[list[tuple[str, str]]] = [("↑ ↓", "choose a member; more of it is beside")]
+    KEYS: ClassVar[list[tuple[str, str]]] = [
+        ("↑ ↓", "choose a member; more of it is beside"),
+        ("enter", "its ideas"),
+    ]
     CSS = """
     MembersPage #body { layout: vertical; }
     MembersPage.-wide #body { layout: horizontal; }
@@ -46,7 +49,7 @@ class MembersPage(Page[list[Member]]):
         self._ends = (-1.0, 1.0)
 
     def body(self) -> ComposeResult:
-        yield Listing(self._columns(), id="members", opens=False)
+        yield Listing(self._columns(), id="members")
         with VerticalScroll(id="portrait", classes="box") as box:
             box.border_title = "member"
             yield Static(id="more", markup=False)
@@ -84,6 +87,10 @@ class MembersPage(Page[list[Member]]):
     @on(Listing.Moved, "#members")
     def _moved(self, event: Listing.Moved) -> None:
         self._portray(event.row)
+
+    @on(Listing.Chosen, "#members")
+    def _chosen(self, event: Listing.Chosen) -> None:
+        self.app.find(f"author:{event.row.name}")
 
     @work(thread=True, exclusive=True, group="portrait")
     def _portray(self, member: Member) -> None:

@@ -42,6 +42,11 @@ class Host(App[None]):
     course: Course | None
     pulse: Pulse | None
     idea: str
+    sought: str  # what the screen Ideas is to search for when it is shown next
+
+    def find(self, text: str) -> None:
+        """Search all ideas."""
+        raise NotImplementedError
 
     def open_idea(self, id: str, page: str = "idea") -> None:
         """Look at an idea in one of the screens that are about one."""
