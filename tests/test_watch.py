@@ -81,7 +81,7 @@ def test_every_round_shows_as_soon_as_it_is_recorded(place: Path) -> None:
 
 def test_a_run_in_another_process_is_watched_to_its_end(tmp_path: Path) -> None:
     recipe = write_recipe(
-        tmp_path, CROWD, **{"rounds = 2": "rounds = 30", "train = 8": "train = 64"}
+        tmp_path, CROWD, **{"rounds = 2": "rounds = 20", "train = 8": "train = 40"}
     )
     running = Command(tmp_path, "run", recipe, "--name", "live")
     place = tmp_path / "runs" / "live" / "ledger.db"
@@ -95,12 +95,12 @@ def test_a_run_in_another_process_is_watched_to_its_end(tmp_path: Path) -> None:
             seen.append(app.course.pulse.round if app.course else 0)
         await press(app, pilot, "1")
         await until(app, pilot, "finished")
-        assert app.pulse == (30, 30)
+        assert app.pulse == (20, 20)
 
     watching(place, session, every=SHORT)
     done = running.wait()
     assert done is not None and done.code == 0, done
-    assert seen == sorted(seen) and seen[0] < 30
+    assert seen == sorted(seen) and seen[0] < 20
     with Ledger.open(place, read_only=True) as ledger:
         assert not ledger.verify()
 
