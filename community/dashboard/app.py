@@ -121,8 +121,8 @@ class Watch(Host):
         self._queries.interrupt()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """`$faint` is for lines that are to stand back; legible on dark and on light."""
-        return {"faint": "#7B8794"}
+        """`$faint` is for lines that are to stand back, `$frame` for those around things."""
+        return {"faint": "#7B8794", "frame": "#3A4655" if self.current_theme.dark else "#AEB6BE"}
 
     # -- the ledger ------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class Chart(Widget):
     }  # fmt: skip
     DEFAULT_CSS = """
     Chart {
-        border: round $surface-lighten-2;
+        border: round $frame;
         border-title-color: $text;
         border-subtitle-color: $text-muted;
         padding: 0 1 0 0;

@@ -182,8 +182,8 @@ class Curves:
         self.ledger = ledger
         self.points: dict[int, Point] = {}
         self.holdout: dict[int, Holdout] = {}
+        self.settled: set[int] = set()  # rounds whose learning's tokens and time are in, too
         self.unknown = ""  # why there is no precision, if there is none
-        self._settled: set[int] = set()
         self._lock = Lock()
         self._arena: Arena | None = None
         self._asked = False
@@ -199,11 +199,11 @@ class Curves:
             learned = pulse(self.ledger).learning
             with self.ledger.reading() as conn:
                 every = conn.scalars(select(rounds.c.n).order_by(rounds.c.n.desc())).all()
-            wanted = [n for n in every if n not in self._settled]
+            wanted = [n for n in every if n not in self.settled]
             for i, n in enumerate(wanted):
                 self.points[n] = self._point(n)
-                if n <= learned:  # the tokens and time of its learning are in, too
-                    self._settled.add(n)
+                if n <= learned:
+                    self.settled.add(n)
                 yield len(wanted) - i - 1
 
     def _ask_arena(self) -> None:

@@ -38,7 +38,7 @@ class Graph(Widget):
     }  # fmt: skip
     DEFAULT_CSS = """
     Graph {
-        border: round $surface-lighten-2; border-title-color: $text;
+        border: round $frame; border-title-color: $text;
         border-subtitle-color: $text-muted;
         &> .graph--node { color: $primary; text-style: bold; }
         &> .graph--edge { color: $faint; }
@@ -132,7 +132,7 @@ class Graph(Widget):
         every = len(cells) <= NAMED
         for name, (x, y) in sorted(cells.items(), key=lambda item: item[0] in ends):
             style = "graph--chosen" if name in ends else "graph--node"
-            canvas.write(x, y, "●", self._style_of(style))
+            canvas.write(x, y, "●" if every or name in ends else "•", self._style_of(style))
             if every or name in ends:
                 self._draw_name(canvas, name, (x, y), width, name in ends)
 

@@ -40,10 +40,10 @@ class IdeaPage(Page[Sheet | None]):
     IdeaPage #body { layout: vertical; }
     IdeaPage.-wide #body { layout: horizontal; }
     IdeaPage #text { height: 3fr; padding: 0 1; scrollbar-size-vertical: 1; }
-    IdeaPage #said { height: 2fr; border-top: solid $surface-lighten-2; }
+    IdeaPage #said { height: 2fr; border-top: solid $frame; }
     IdeaPage.-wide #text { width: 1fr; height: 1fr; }
     IdeaPage.-wide #said { width: 1fr; height: 1fr; border-top: none;
-                           border-left: solid $surface-lighten-2; }
+                           border-left: solid $frame; }
     """
 
     def __init__(self) -> None:

@@ -79,6 +79,7 @@ class OverviewPage(Page[int]):
 def curves_of(curves: Curves) -> dict[str, list[Curve]]:
     """Chart -> what it shows."""
     points, holdout = sorted(curves.points.items()), sorted(curves.holdout.items())
+    tokens = [(n, float(p.tokens) if n in curves.settled else None) for n, p in points]
     return {
         "holdout": [
             Curve("all", [(n, h.community) for n, h in holdout]),
@@ -87,7 +88,7 @@ def curves_of(curves: Curves) -> dict[str, list[Curve]]:
         ],
         "precision": [Curve("", [(n, p.precision) for n, p in points])],
         "answers": [Curve("", [(n, p.answers) for n, p in points])],
-        "tokens": [Curve("", [(n, float(p.tokens)) for n, p in points])],
+        "tokens": [Curve("", tokens)],
     }
 
 
