@@ -19,6 +19,7 @@ from rich.table import Table
 
 from community import config, doctor, outputs, plugins
 from community.errors import CommunityError
+from community.extras import extra
 from community.formats import FORMATS, Choice
 from community.home import RunArgument, home, run_folder
 from community.ledger import Ledger
@@ -155,6 +156,23 @@ def lineage(
             print(json.dumps(engine.as_dict(found), indent=2))
         else:
             console.print(engine.render_lineage(found))
+
+
+@app.command()
+def watch(
+    run: RunArgument,
+    serve: Annotated[bool, typer.Option("--serve", help="Show it in browsers instead.")] = False,
+    host: Annotated[str, typer.Option(help="Address to serve at.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")] = 8000,
+) -> None:
+    """Watch a run while it plays, or look around in it afterwards; ? shows the keys."""
+    folder = run_folder(run)
+    extra("textual", "watch")
+    dashboard = importlib.import_module("community.dashboard.app")
+    if serve:
+        dashboard.serve(folder, host, port)
+    else:
+        dashboard.watch(folder)
 
 
 @app.command(name="list")

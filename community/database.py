@@ -124,6 +124,7 @@ _SAYS = {
     " every recorded round is safe",
     "disk I/O error": "the disk that holds {where} failed or is full; see to it and resume,"
     " every recorded round is safe",
+    "interrupted": "reading {where} was interrupted; ask again",
     "readonly": "{where} cannot be written to; check its permissions",
     "locked": "{where} is in use by another process; wait for it or stop it",
     "unable to open": "{where} cannot be opened; check the folder and its permissions",

@@ -29,7 +29,17 @@ LAYERS: list[set[str]] = [
     {"kernels", "types", "errors", "extras", "cache"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
-        *("ledger", "database", "tables", "rows", "audit", "lineage", "flows", "search", "textindex"),
+        *(
+            "ledger",
+            "database",
+            "tables",
+            "rows",
+            "audit",
+            "lineage",
+            "flows",
+            "search",
+            "textindex",
+        ),
         *("config", "plugins", "models", "packaged"),
     },
     {
@@ -79,6 +89,7 @@ TESTED_WITH: dict[str, str] = {
     "dedup": "export",
     "card": "export",
     "extras": "export",
+    "search": "dashboard",
 }
 
 
