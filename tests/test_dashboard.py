@@ -85,7 +85,7 @@ def test_the_mouse_opens_screens_rows_and_orders(talk: Path) -> None:
         await pilot.click(offset=(head.index("author"), 4))
         await settle(app, pilot)
         assert "by author ▼" in text_of(app)
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         wanted = listing.row(3).id
         await pilot.click(offset=(20, 8))
         await pilot.click(offset=(20, 8))
@@ -195,7 +195,7 @@ def test_ideas_are_found_sorted_and_opened(talk: Path) -> None:
         shown = await type_in(app, pilot, "author:emmy round:2-3")
         rows = [line.split() for line in shown.splitlines()[5:-1]]
         assert {row[1] for row in rows} == {"emmy"} and {row[0] for row in rows} == {"3"}
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         assert f"{listing.total} ideas · by round ▼" in shown
         assert "by strength ▼" in await press(app, pilot, "s")
         await press(app, pilot, "o", "end")
@@ -224,7 +224,7 @@ def test_failed_ideas_say_so_in_words(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         await press(app, pilot, "4", "slash")
         await type_in(app, pilot, "author:carl")
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         at = next(i for i in range(listing.total) if listing.row(i).failure)
         assert "✗ failed" in await press(app, pilot, *["down"] * at)
         assert "✗ failed" in await press(app, pilot, "enter")
@@ -341,7 +341,7 @@ def test_lessons_are_filtered_and_lead_to_their_ideas(talk: Path) -> None:
         assert "learner ╲ from" in shown
         await press(app, pilot, "slash")
         await type_in(app, pilot, "learner:carl author:ada")
-        listing = app.screen.query_one("#lessons", Listing)
+        listing = app.screen.query_one("#found", Listing)
         with Ledger.open(talk, read_only=True) as ledger:
             mine = ledger.lessons("carl")
             wanted = [x for x in mine if ledger.idea(x.idea).author == "ada"]
@@ -357,7 +357,7 @@ def test_lessons_are_filtered_and_lead_to_their_ideas(talk: Path) -> None:
 def test_from_a_member_to_its_ideas_and_back(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         await press(app, pilot, "2", "down", "enter")
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         authors = {listing.row(i).author for i in range(min(90, listing.total))}
         assert app.current_mode == "ideas" and len(authors) == 1
         assert f"author:{authors.pop()}" in text_of(app)

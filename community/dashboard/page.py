@@ -201,7 +201,7 @@ class Page(Screen[None], Generic[Found]):
         state = (self.app.pulse, self.app.idea if self.of_idea else None)
         if self.app.pulse is not None and state != self._loaded and self.is_mounted:
             self._loaded = state
-            self.reload()
+            self._load()
 
     def reload(self) -> None:
         """Load now; what is still loading is no longer wanted."""
