@@ -145,6 +145,7 @@ class Page(Screen[None], Generic[Found]):
     DEFAULT_CSS = """
     Page #body { height: 1fr; }
     Page .box { border: round $frame; border-title-color: $text; padding: 0 1; }
+    Page .box:focus { border: round $primary; }
     Page VerticalScroll { scrollbar-size-vertical: 1; }
     Page #notice { height: auto; max-height: 3; background: $warning-muted;
                    color: $text-warning; display: none; padding: 0 1; }
