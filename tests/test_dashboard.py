@@ -220,6 +220,21 @@ def test_a_search_that_makes_no_sense_is_told_so(talk: Path) -> None:
     watching(talk, session)
 
 
+def test_from_the_search_box_to_the_list_and_out(talk: Path) -> None:
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        app.open_idea(app.idea, "ideas")
+        for key in ("escape", "down"):
+            await press(app, pilot, "slash")
+            assert app.screen.query_one("#query", Input).has_focus
+            await press(app, pilot, key)
+            assert app.screen.query_one("#found", Listing).has_focus
+        assert app.current_mode == "ideas" and app.screen.query_one(Listing).cursor == 0
+        await press(app, pilot, "escape")
+        assert app.current_mode == "overview"
+
+    watching(talk, session)
+
+
 def test_failed_ideas_say_so_in_words(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         await press(app, pilot, "4", "slash")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, TypeVar
 
 from textual import on
+from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.timer import Timer
@@ -32,6 +33,7 @@ class Searching(Page[Found]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "search", "Search", key_display="/"),
         Binding("l", "lineage", "Lineage"),
+        Binding("escape,down", "leave", "To the list", show=False),
     ]
     DEFAULT_CSS = """
     Searching #query { height: 1; border: none; padding: 0 1; background: $surface; }
@@ -125,6 +127,12 @@ class Searching(Page[Found]):
     @on(Listing.Chosen, "#found")
     def _chosen(self, event: Listing.Chosen) -> None:
         self.app.open_idea(self.idea_of(event.row))
+
+    def action_leave(self) -> None:
+        """From the box to the list; elsewhere the keys do what they do."""
+        if not self.box.has_focus:
+            raise SkipAction
+        self.listing.focus()
 
     def action_search(self) -> None:
         self.box.focus()
