@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import runpy
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -112,6 +115,19 @@ def test_a_theme_of_textual_will_do(talk: Path) -> None:
             assert PAGES[int(key) - 1].title() in await press(app, pilot, key)
 
     watching(talk, session)
+
+
+def test_the_pictures_of_the_readme_are_made_of_a_run(
+    talk: Path, tmp_path: Path, root: Path
+) -> None:
+    screens = runpy.run_path(str(root / "docs" / "screens.py"))
+    asyncio.run(screens["pictures"](talk.parent, tmp_path))
+    made = {path.name: path for path in tmp_path.iterdir()}
+    assert made.keys() == {f"watch-{page}.svg" for page in screens["SCREENS"]}
+    assert made.keys() <= {path.name for path in (root / "docs").iterdir()}
+    for path in made.values():
+        words = "".join(ElementTree.parse(path).getroot().itertext())
+        assert "community watch talk" in words.replace("\xa0", " ")
 
 
 # -- Overview ------------------------------------------------------------------------------
