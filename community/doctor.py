@@ -67,6 +67,7 @@ def checks() -> list[Check]:
         _package("gguf", "models stored as GGUF files; extra gguf"),
         _package("reasoning-gym", "the gym arenas; extra gym, needs a C compiler"),
         _package("psycopg", "a ledger in PostgreSQL; extra postgres"),
+        _package("textual", "the dashboard, community watch; extra watch"),
         _compiler("C compiler", ("cc", "gcc", "clang"), "reasoning-gym and the C kernels"),
         _opencl(),
         *(_weights(name) for name in PACKAGED),

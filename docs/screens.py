@@ -25,10 +25,10 @@ SCREENS = {
 
 async def settled(app: Watch, pilot: Pilot[None]) -> None:
     """Wait until everything is loaded and drawn."""
-    for _ in range(5):
-        await pilot.pause(0.1)
+    for _ in range(3):
+        await pilot.pause(0.05)
         while any(worker.is_running for worker in app.workers):
-            await pilot.pause(0.1)
+            await pilot.pause(0.05)
 
 
 async def pictures(folder: Path, to: Path) -> None:
