@@ -71,6 +71,7 @@ def checks() -> list[Check]:
             _package(name, f"`community track`; extra {name}")
             for name in ("tensorboard", "trackio", "wandb")
         ),
+        _package("textual", "the dashboard, community watch; extra watch"),
         _compiler("C compiler", ("cc", "gcc", "clang"), "reasoning-gym and the C kernels"),
         _opencl(),
         *(_weights(name) for name in PACKAGED),

@@ -25,14 +25,14 @@ SCREENS = {
 
 async def settled(app: Watch, pilot: Pilot[None]) -> None:
     """Wait until everything is loaded and drawn."""
-    for _ in range(5):
-        await pilot.pause(0.1)
+    for _ in range(3):
+        await pilot.pause(0.05)
         while any(worker.is_running for worker in app.workers):
-            await pilot.pause(0.1)
+            await pilot.pause(0.05)
 
 
-async def pictures(folder: Path) -> None:
-    """Write docs/watch-SCREEN.svg for each screen."""
+async def pictures(folder: Path, to: Path) -> None:
+    """Write watch-SCREEN.svg for each screen."""
     with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
         app = Watch(ledger, folder.name)
         async with app.run_test(size=SIZE) as pilot:
@@ -41,11 +41,11 @@ async def pictures(folder: Path) -> None:
                     await settled(app, pilot)
                     await pilot.press(key)
                 await settled(app, pilot)
-                target = Path(__file__).with_name(f"watch-{page}.svg")
+                target = to / f"watch-{page}.svg"
                 title = f"community watch {folder.name}"
                 target.write_text(app.export_screenshot(title=title) + "\n", encoding="utf-8")
                 print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    asyncio.run(pictures(run_folder(sys.argv[1])))
+    asyncio.run(pictures(run_folder(sys.argv[1]), Path(__file__).parent))

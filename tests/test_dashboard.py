@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import runpy
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -85,7 +88,7 @@ def test_the_mouse_opens_screens_rows_and_orders(talk: Path) -> None:
         await pilot.click(offset=(head.index("author"), 4))
         await settle(app, pilot)
         assert "by author ▼" in text_of(app)
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         wanted = listing.row(3).id
         await pilot.click(offset=(20, 8))
         await pilot.click(offset=(20, 8))
@@ -112,6 +115,19 @@ def test_a_theme_of_textual_will_do(talk: Path) -> None:
             assert PAGES[int(key) - 1].title() in await press(app, pilot, key)
 
     watching(talk, session)
+
+
+def test_the_pictures_of_the_readme_are_made_of_a_run(
+    talk: Path, tmp_path: Path, root: Path
+) -> None:
+    screens = runpy.run_path(str(root / "docs" / "screens.py"))
+    asyncio.run(screens["pictures"](talk.parent, tmp_path))
+    made = {path.name: path for path in tmp_path.iterdir()}
+    assert made.keys() == {f"watch-{page}.svg" for page in screens["SCREENS"]}
+    assert made.keys() <= {path.name for path in (root / "docs").iterdir()}
+    for path in made.values():
+        words = "".join(ElementTree.parse(path).getroot().itertext())
+        assert "community watch talk" in words.replace("\xa0", " ")
 
 
 # -- Overview ------------------------------------------------------------------------------
@@ -195,7 +211,7 @@ def test_ideas_are_found_sorted_and_opened(talk: Path) -> None:
         shown = await type_in(app, pilot, "author:emmy round:2-3")
         rows = [line.split() for line in shown.splitlines()[5:-1]]
         assert {row[1] for row in rows} == {"emmy"} and {row[0] for row in rows} == {"3"}
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         assert f"{listing.total} ideas · by round ▼" in shown
         assert "by strength ▼" in await press(app, pilot, "s")
         await press(app, pilot, "o", "end")
@@ -220,11 +236,26 @@ def test_a_search_that_makes_no_sense_is_told_so(talk: Path) -> None:
     watching(talk, session)
 
 
+def test_from_the_search_box_to_the_list_and_out(talk: Path) -> None:
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        app.open_idea(app.idea, "ideas")
+        for key in ("escape", "down"):
+            await press(app, pilot, "slash")
+            assert app.screen.query_one("#query", Input).has_focus
+            await press(app, pilot, key)
+            assert app.screen.query_one("#found", Listing).has_focus
+        assert app.current_mode == "ideas" and app.screen.query_one(Listing).cursor == 0
+        await press(app, pilot, "escape")
+        assert app.current_mode == "overview"
+
+    watching(talk, session)
+
+
 def test_failed_ideas_say_so_in_words(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         await press(app, pilot, "4", "slash")
         await type_in(app, pilot, "author:carl")
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         at = next(i for i in range(listing.total) if listing.row(i).failure)
         assert "✗ failed" in await press(app, pilot, *["down"] * at)
         assert "✗ failed" in await press(app, pilot, "enter")
@@ -341,7 +372,7 @@ def test_lessons_are_filtered_and_lead_to_their_ideas(talk: Path) -> None:
         assert "learner ╲ from" in shown
         await press(app, pilot, "slash")
         await type_in(app, pilot, "learner:carl author:ada")
-        listing = app.screen.query_one("#lessons", Listing)
+        listing = app.screen.query_one("#found", Listing)
         with Ledger.open(talk, read_only=True) as ledger:
             mine = ledger.lessons("carl")
             wanted = [x for x in mine if ledger.idea(x.idea).author == "ada"]
@@ -357,7 +388,7 @@ def test_lessons_are_filtered_and_lead_to_their_ideas(talk: Path) -> None:
 def test_from_a_member_to_its_ideas_and_back(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         await press(app, pilot, "2", "down", "enter")
-        listing = app.screen.query_one("#ideas", Listing)
+        listing = app.screen.query_one("#found", Listing)
         authors = {listing.row(i).author for i in range(min(90, listing.total))}
         assert app.current_mode == "ideas" and len(authors) == 1
         assert f"author:{authors.pop()}" in text_of(app)

@@ -31,6 +31,7 @@ from watching import press, settle, text_of, watching
 from community import database
 from community.cli import app as command_line
 from community.dashboard.app import Watch
+from community.dashboard.listing import Listing
 from community.dashboard.page import LEAST, PAGES
 from community.errors import CommunityError
 from community.ledger import Ledger
@@ -76,6 +77,31 @@ def test_every_round_shows_as_soon_as_it_is_recorded(place: Path) -> None:
         assert "24 ideas" in await until(app, pilot, "4 lessons")
 
     Ledger.create(place, META | {"recipe": {"run": {"rounds": 3}}}, MEMBERS).close()
+    watching(place, session, every=SHORT)
+
+
+@pytest.mark.parametrize(("key", "each"), [("4", 12), ("7", 2)])
+def test_a_list_stays_as_it_is_while_somebody_looks_around_in_it(
+    place: Path, key: str, each: int
+) -> None:
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        await press(app, pilot, key, "down")
+        listing = app.screen.query_one("#found", Listing)
+        before = listing.current
+        with Ledger.open(place) as writer:
+            writer.record(make_round(2))
+        await until(app, pilot, "the run went on; r loads what is new")
+        assert (listing.current, listing.cursor, listing.total) == (before, 1, each)
+        await press(app, pilot, "r")
+        assert (listing.cursor, listing.total) == (0, 2 * each)
+        assert listing.current.round == 2
+        with Ledger.open(place) as writer:
+            writer.record(make_round(3))
+        while listing.total < 3 * each:  # at the top the newest come by themselves
+            await pilot.pause(SHORT)
+            await settle(app, pilot)
+
+    make_ledger(place, rounds=1).close()
     watching(place, session, every=SHORT)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Select, func, select
 
 from community import rows
+from community.config import check_options
 from community.database import file_of
 from community.errors import CommunityError
 from community.ledger import Ledger
@@ -216,7 +217,8 @@ class Curves:
         use = said.pop("use", "")
         try:
             if use:
-                self._arena = load("arena", use, Path(meta.get("base", ".")))(**said)
+                make = load("arena", use, Path(meta.get("base", ".")))
+                self._arena = make(**check_options(make, said, "arena", ("self",)))
             else:
                 self.unknown = "the ledger names no arena"
         except CommunityError as error:

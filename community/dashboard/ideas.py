@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.text import Text
 from textual import on, work
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import ScreenResume
-from textual.widgets import Input, Static
+from textual.widgets import Input
 from textual.worker import get_current_worker
 
 from community.dashboard.asked import asked, rounds
 from community.dashboard.listing import Column, Listing
-from community.dashboard.page import Page, nothing_yet
+from community.dashboard.page import nothing_yet
+from community.dashboard.searching import Searching
 from community.dashboard.words import count, one_line, signed
 from community.errors import CommunityError
 from community.ledger import Ledger
@@ -25,82 +25,95 @@ from community.search import count as how_many
 
 SORTS: tuple[Order, ...] = ("round", "strength", "arena", "author")
 """In the order in which s takes them."""
-PAUSE = 0.25
-"""Seconds without a key before what was typed is searched for."""
 MOST = 100_000
 """Matches are counted up to here."""
 
 
-class IdeasPage(Page[Query]):
+def _answer(found: Found) -> Text:
+    if found.failure:
+        return Text(f"✗ failed: {one_line(found.failure, 80)}", style="italic")
+    return Text(one_line(found.answer or found.text, 160))
+
+
+COLUMNS = (
+    Column("round", lambda f: str(f.round), 6, True, sort="round"),
+    Column("turn", lambda f: str(f.turn), 4, True, 100),
+    Column("author", lambda f: one_line(f.author), 12, sort="author"),
+    Column("arena", lambda f: one_line(f.domain), 12, sort="arena", least=70),
+    Column("level", lambda f: str(f.level), 5, True, 100),
+    Column("place", lambda f: "–" if f.place is None else str(f.place), 5, True),
+    Column("strength", lambda f: signed(f.strength), 9, True, sort="strength"),
+    Column("task", lambda f: one_line(f.task, 160)),
+    Column("answer", _answer),
+)
+
+
+class IdeasPage(Searching[Query]):
     """Every idea of the run, those that lost and those that failed included."""
 
     name_of_page = "ideas"
+    EXAMPLE = "words, author:ada, arena:gcd, round:3-7"
+    COLUMNS = COLUMNS
     KEYS: ClassVar[list[tuple[str, str]]] = [
-        ("/", "search: words, author:ada, arena:gcd, round:3-7; id:0b12 and enter reads that one"),
+        ("/", f"search: {EXAMPLE}; id:0b12 and enter reads that one"),
         ("s", "sort by round, strength, arena or author"),
         ("o", "the other way round"),
         ("enter", "read the idea"),
         ("l", "its lineage"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "search", "Search", key_display="/"),
         Binding("s", "sort", "Sort"),
         Binding("o", "turn", "Other way"),
-        Binding("l", "lineage", "Lineage"),
     ]
-    CSS = """
-    IdeasPage #query { height: 1; border: none; padding: 0 1; background: $surface; }
-    IdeasPage #query:focus { background: $panel; }
-    IdeasPage #count { height: 1; padding: 0 1; color: $text-muted; }
-    IdeasPage #ideas { height: 1fr; }
-    """
 
     def __init__(self) -> None:
         super().__init__()
         self.query_now = Query()
-        self._typed: Any = None
-
-    def body(self) -> ComposeResult:
-        yield Input(placeholder="/ words, author:ada, arena:gcd, round:3-7", id="query",
-                    compact=True)  # fmt: skip
-        yield Static(id="count", markup=False)
-        yield Listing(COLUMNS, id="ideas")
 
     def load(self, ledger: Ledger) -> Query:
         """Nothing but the query: the listing fetches what is seen of it."""
         return self.query_now
 
     def show(self, found: Query) -> None:
-        listing = self.query_one("#ideas", Listing)
-        if listing.cursor and listing.total and self._same(listing):
-            self._say("there is more now; r loads it")
-            return
+        if not self.in_use():
+            self._put()
+
+    def on_screen_resume(self, event: ScreenResume) -> None:
+        if self.app.sought:
+            self.box.value, self.app.sought = self.app.sought, ""
+            self.ask()
+        super().on_screen_resume(event)
+
+    def understand(self, typed: str) -> Query:
+        return query_of(typed, self.query_now)
+
+    def wanted(self) -> Query:
+        return self.query_now
+
+    def seek(self, wanted: object) -> None:
+        assert isinstance(wanted, Query)
+        self.query_now = wanted
         self._put()
 
-    def _same(self, listing: Listing) -> bool:
-        return listing.tag == self.query_now
+    def idea_of(self, row: object) -> str:
+        assert isinstance(row, Found)
+        return row.id
 
     def _put(self) -> None:
         """List what the query finds, from the start."""
-        listing, query = self.query_one("#ideas", Listing), self.query_now
-        listing.sort, listing.descending = query.sort, query.descending
-        listing.tag = query
-        empty = "No idea matches." if query != Query() else nothing_yet(self.app.course)
+        listing, query = self.listing, self.query_now
+        listing.sort, listing.descending, listing.tag = query.sort, query.descending, query
         listing.cursor = 0
-        every = (
-            self._all() if query == Query(sort=query.sort, descending=query.descending) else None
-        )
-        fetch = partial(ideas_at, self.app.ledger, query, every)
-        listing.source(fetch, every, empty)
-        if every is None:
+        if query == Query(sort=query.sort, descending=query.descending):
+            every = self.app.course.ideas if self.app.course else 0
+            fetch = partial(ideas_at, self.app.ledger, query, every)
+            listing.source(fetch, every, nothing_yet(self.app.course))
+            self._say(count(every, "idea"))
+        else:
+            fetch = partial(ideas_at, self.app.ledger, query, None)
+            listing.source(fetch, None, "No idea matches.")
             self._say("counting…")
             self._count(query)
-        else:
-            self._say(count(every, "idea"))
-
-    def reload(self) -> None:
-        self.query_one("#ideas", Listing).cursor = 0
-        super().reload()
 
     @work(thread=True, exclusive=True, group="count")
     def _count(self, query: Query) -> None:
@@ -116,51 +129,19 @@ class IdeasPage(Page[Query]):
     def _counted(self, query: Query, found: int) -> None:
         if query == self.query_now:
             complete = found < MOST
-            self.query_one("#ideas", Listing).known(found, complete)
+            self.listing.known(found, complete)
             self._say(f"{count(found, 'idea')}{'' if complete else ' or more'}")
 
-    def _all(self) -> int:
-        return self.app.course.ideas if self.app.course else 0
-
     def _say(self, text: str) -> None:
-        query = self.query_now
-        way = "▼" if query.descending else "▲"
-        self.query_one("#count", Static).update(f"{text} · by {query.sort} {way}")
+        way = "▼" if self.query_now.descending else "▲"
+        self.say(f"{text} · by {self.query_now.sort} {way}")
 
-    # -- asking ----------------------------------------------------------------------------
-
-    @on(Input.Changed, "#query")
-    def _changed(self, event: Input.Changed) -> None:
-        if self._typed is not None:
-            self._typed.stop()
-        self._typed = self.set_timer(PAUSE, self._ask)
-
-    def on_screen_resume(self, event: ScreenResume) -> None:
-        if self.app.sought:
-            self.query_one("#query", Input).value, self.app.sought = self.app.sought, ""
-            self._ask()
-        super().on_screen_resume(event)
+    # -- one by its id, and orders ---------------------------------------------------------
 
     @on(Input.Submitted, "#query")
-    def _submitted(self, event: Input.Submitted) -> None:
-        if self._typed is not None:
-            self._typed.stop()
-        self._ask()
+    def _by_id(self, event: Input.Submitted) -> None:
         if event.value.startswith("id:"):
             self._open(event.value[3:].strip())
-        self.query_one("#ideas", Listing).focus()
-
-    def _ask(self) -> None:
-        """Search for what is typed, if it can be understood and is not what is shown."""
-        try:
-            wanted = query_of(self.query_one("#query", Input).value, self.query_now)
-        except CommunityError as error:
-            self.notice(str(error))
-            return
-        self.notice("")
-        if wanted != self.query_now:
-            self.query_now = wanted
-            self._put()
 
     @work(thread=True, exclusive=True, group="open")
     def _open(self, id: str) -> None:
@@ -170,40 +151,22 @@ class IdeasPage(Page[Query]):
         except CommunityError as error:
             self.call_later(self.notice, str(error))
 
-    def _sorted(self, sort: Order, descending: bool) -> None:
-        q = self.query_now
-        self.query_now = Query(q.text, q.author, q.arena, q.first, q.last, sort, descending)
+    def _order(self, sort: Order, descending: bool) -> None:
+        self.query_now = replace(self.query_now, sort=sort, descending=descending)
         self._put()
 
     @on(Listing.Sorted)
     def _head(self, event: Listing.Sorted) -> None:
-        query = self.query_now
         sort = SORTS[SORTS.index(event.key)]
-        self._sorted(sort, not (sort == query.sort and query.descending))
-
-    @on(Listing.Failed)
-    def _unfetched(self, event: Listing.Failed) -> None:
-        self.notice(event.sentence)
-
-    @on(Listing.Chosen, "#ideas")
-    def _chosen(self, event: Listing.Chosen) -> None:
-        self.app.open_idea(event.row.id)
-
-    def action_search(self) -> None:
-        self.query_one("#query", Input).focus()
+        self._order(sort, not (sort == self.query_now.sort and self.query_now.descending))
 
     def action_sort(self) -> None:
         after = SORTS.index(self.query_now.sort) + 1
         sort = SORTS[after % len(SORTS)]
-        self._sorted(sort, sort in ("round", "strength"))
+        self._order(sort, sort in ("round", "strength"))
 
     def action_turn(self) -> None:
-        self._sorted(self.query_now.sort, not self.query_now.descending)
-
-    def action_lineage(self) -> None:
-        row = self.query_one("#ideas", Listing).current
-        if row is not None:
-            self.app.open_idea(row.id, "lineage")
+        self._order(self.query_now.sort, not self.query_now.descending)
 
 
 def ideas_at(
@@ -229,22 +192,3 @@ def query_of(text: str, before: Query) -> Query:
         words, fields.get("author", ""), fields.get("arena", ""), first, last,
         before.sort, before.descending,
     )  # fmt: skip
-
-
-def _answer(found: Found) -> Text:
-    if found.failure:
-        return Text(f"✗ failed: {one_line(found.failure, 80)}", style="italic")
-    return Text(one_line(found.answer or found.text, 160))
-
-
-COLUMNS = (
-    Column("round", lambda f: str(f.round), 6, True, sort="round"),
-    Column("turn", lambda f: str(f.turn), 4, True, 100),
-    Column("author", lambda f: one_line(f.author), 12, sort="author"),
-    Column("arena", lambda f: one_line(f.domain), 12, sort="arena", least=70),
-    Column("level", lambda f: str(f.level), 5, True, 100),
-    Column("place", lambda f: "–" if f.place is None else str(f.place), 5, True),
-    Column("strength", lambda f: signed(f.strength), 9, True, sort="strength"),
-    Column("task", lambda f: one_line(f.task, 160)),
-    Column("answer", _answer),
-)

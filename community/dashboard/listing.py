@@ -161,13 +161,17 @@ class Listing(ScrollView, can_focus=True):
         """Fetch the first page that is seen, or under the cursor, and not here."""
         if self._busy:
             return
-        top = self.scroll_offset.y
-        ends = (top, top + max(1, self.size.height), self.cursor)
-        wanted = sorted({max(0, end) // PAGE for end in ends})
+        wanted = sorted(self._wanted())
         missing = [p for p in wanted if p not in self._pages and (p * PAGE < self.total or not p)]
         if missing and (self.total or not self.complete):
             self._busy = True
             self._get(missing[0], self._edition)
+
+    def _wanted(self) -> set[int]:
+        """The pages that are seen, and that of the cursor."""
+        top = self.scroll_offset.y
+        ends = (top, top + max(1, self.size.height), self.cursor)
+        return {max(0, end) // PAGE for end in ends}
 
     @work(thread=True, group="rows")
     def _get(self, page: int, edition: int) -> None:
@@ -176,7 +180,7 @@ class Listing(ScrollView, can_focus=True):
             rows = self._fetch(page * PAGE, PAGE)
         except CommunityError as error:
             if not worker.is_cancelled:
-                self.post_message(self.Failed(str(error)))
+                self.call_later(self._give_up, str(error), edition)
             return
         if not worker.is_cancelled:
             self.call_later(self._give, page, rows, edition)
@@ -186,7 +190,7 @@ class Listing(ScrollView, can_focus=True):
             return
         self._busy = False
         while len(self._pages) >= KEPT:
-            self._pages.pop(max(self._pages, key=lambda p: abs(p - page)))
+            self._pages.pop(next(p for p in self._pages if p not in self._wanted()))
         self._pages[page] = rows
         if not self.complete:
             known, full = page * PAGE + len(rows), len(rows) == PAGE
@@ -194,6 +198,12 @@ class Listing(ScrollView, can_focus=True):
         self.refresh()
         self._tell()
         self._need()
+
+    def _give_up(self, sentence: str, edition: int) -> None:
+        """Say why there is no page; the next key tries again."""
+        if edition == self._edition:
+            self._busy = False
+            self.post_message(self.Failed(sentence))
 
     def _tell(self) -> None:
         row = self.current

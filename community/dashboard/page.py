@@ -145,6 +145,7 @@ class Page(Screen[None], Generic[Found]):
     DEFAULT_CSS = """
     Page #body { height: 1fr; }
     Page .box { border: round $frame; border-title-color: $text; padding: 0 1; }
+    Page .box:focus { border: round $primary; }
     Page VerticalScroll { scrollbar-size-vertical: 1; }
     Page #notice { height: auto; max-height: 3; background: $warning-muted;
                    color: $text-warning; display: none; padding: 0 1; }
@@ -201,7 +202,7 @@ class Page(Screen[None], Generic[Found]):
         state = (self.app.pulse, self.app.idea if self.of_idea else None)
         if self.app.pulse is not None and state != self._loaded and self.is_mounted:
             self._loaded = state
-            self.reload()
+            self._load()
 
     def reload(self) -> None:
         """Load now; what is still loading is no longer wanted."""
