@@ -4,8 +4,8 @@ Each round poses sums to 50 scripted members over four turns: 25 tasks, 5,000 id
 round is one long conversation instead: 5 members and 5 tasks over 200 turns. From its second
 turn on a member reads its own last idea and a neighbour's. To each idea belong on average
 1.5 parents, two verdicts (the world's, and a peer's against another idea) and an entry in the
-ranking, about as many as in a run of `crowd`; to each task a lesson; learning follows every
-tenth round. The same number of ideas gives the same ledger.
+ranking, about as many as in a run of `crowd`; to each task a lesson, and learning follows. The
+same number of ideas gives the same ledger.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ MEMBERS, TASKS, TURNS = 50, 25, 4
 LONG = 200
 """Turns of the first round, which has a tenth of the members and a fifth of the tasks."""
 PER_ROUND = MEMBERS * TASKS * TURNS
-LEARNING = 10
-"""Rounds from one learning to the next."""
 RARE = "eureka"
 """A word of one idea in about 10,000."""
 COMMON = "carrying"
@@ -81,7 +79,7 @@ class Script:
     def __init__(self, members: list[str]) -> None:
         self.members = members
         self.checkpoints = {name: content_hash("start", name) for name in members}
-        self.waiting: list[Lesson] = []  # since the last learning
+        self.waiting: list[Lesson] = []  # for the next learning
 
     def start(self) -> Learning:
         made = [Checkpoint(id, name, 0) for name, id in self.checkpoints.items()]
@@ -244,5 +242,4 @@ def make(folder: Path, ideas: int) -> Iterator[Round | Learning]:
             round = script.round(n, ideas - (n - 1) * PER_ROUND)
             ledger.record(round)
             yield round
-            if n % LEARNING == 0:
-                ledger.learned(script.learning(n))
+            ledger.learned(script.learning(n))

@@ -1,9 +1,9 @@
 """A ledger of a million ideas against its bars: `python -m community.bench.ledger`.
 
-`--ideas` says how many, `--keep FOLDER` where the run is left to look at (`community show`,
-`community watch` and so on take that folder's path); without it nothing is left. Results are
-checked before they are timed. Seconds are those of the wall clock and, beside them, of the
-processor, which other programs disturb less.
+`--ideas` says how many, `--keep FOLDER` where the run is left to look at (`community show` and
+so on take that folder's path); without it nothing is left. Results are checked before they are
+timed. Seconds are those of the wall clock and, beside them, of the processor, which other
+programs disturb less.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from time import perf_counter, process_time
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import select
 
 from community.bench import big
@@ -70,7 +68,7 @@ class Clock:
         self.cpu += process_time() - self._from[1]
 
     def line(self, what: str, bar: str) -> Line:
-        return what, bar, f"{self.wall:.4f}", f"{self.cpu:.4f}"
+        return what, bar, f"{self.wall:.3f}", f"{self.cpu:.3f}"
 
 
 def ingest(folder: Path, ideas: int) -> Clock:
@@ -187,9 +185,9 @@ def ancestry(ledger: Ledger) -> Iterator[Line]:
 def command(what: str, bar: str, *arguments: str) -> Line:
     """Run a command of the engine in a process of its own; its memory is that of its peak."""
     script = (
-        "import resource, sys; from community.cli import main\n"
+        "import sys; from community.cli import main\n"
         "try: main()\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "finally: print(open('/proc/self/status').read(), file=sys.stderr)"
     )
     before, start = getrusage(RUSAGE_CHILDREN), perf_counter()
     done = subprocess.run(
@@ -198,8 +196,8 @@ def command(what: str, bar: str, *arguments: str) -> Line:
     wall, after = perf_counter() - start, getrusage(RUSAGE_CHILDREN)
     assert done.returncode == 0, f"{arguments} failed: {done.stderr}"
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    peak = int(done.stderr.split()[-1]) / 1024
-    return f"{what} ({peak:,.0f} MiB)", bar, f"{wall:.1f}", f"{cpu:.1f}"
+    peak = done.stderr.partition("VmHWM:")[2].split()[0]  # ru_maxrss would know this process too
+    return f"{what} ({int(peak) // 1024:,} MiB)", bar, f"{wall:.1f}", f"{cpu:.1f}"
 
 
 def commands(folder: Path, total: int) -> Iterator[Line]:
@@ -223,30 +221,35 @@ def commands(folder: Path, total: int) -> Iterator[Line]:
         yield command("lineage", "", "lineage", run, "last")
 
 
+def show(line: Line) -> None:
+    """A row of a Markdown table."""
+    print(f"| {' | '.join(line)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ideas", type=int, default=1_000_000)
-    parser.add_argument("--keep", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--keep", type=Path, help="a folder; if it is there, it is measured again")
     given = parser.parse_args()
-    table = Table("what", "bar", "seconds", "of the processor")
+    show(("what", "bar", "seconds", "of the processor"))
+    show(("---", "---", "---", "---"))
     with TemporaryDirectory() as base:
         folder = given.keep or Path(base) / "million"
-        clock = ingest(folder, given.ideas)
-        size = (folder / "ledger.db").stat().st_size / given.ideas
-        rate = f"{given.ideas / clock.wall:,.0f} ideas a second, {size:,.0f} bytes each"
-        table.add_row(f"record: {rate}", f"{given.ideas / 20_000:.0f}", f"{clock.wall:.1f}",
-                      f"{clock.cpu:.1f}")  # fmt: skip
+        if not folder.exists():
+            clock = ingest(folder, given.ideas)
+            size = (folder / "ledger.db").stat().st_size / given.ideas
+            made = f"record {given.ideas:,} ideas of {size:,.0f} bytes"
+            show(clock.line(made, f"{given.ideas / 20_000:g}"))
         clock, _ = best(lambda: Ledger.open(folder / "ledger.db", read_only=True).close())
-        table.add_row(*clock.line("open", "2"))
+        show(clock.line("open", "2"))
         with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
             clock, rounds = best(ledger.rounds)
             assert sum(round.ideas for round in rounds) == given.ideas
-            table.add_row(*clock.line("all rounds in figures", "2"))
+            show(clock.line("all rounds in figures", "2"))
             for line in (*searching(ledger), *ancestry(ledger)):
-                table.add_row(*line)
+                show(line)
         for line in commands(folder, given.ideas):
-            table.add_row(*line)
-    Console(width=120).print(table)
+            show(line)
 
 
 if __name__ == "__main__":
