@@ -23,12 +23,16 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
          (10**7, "1M<n<10M"))  # fmt: skip
 
 
-def text(ledger: Ledger, wanted: Wanted, counts: Counts) -> str:
-    """The card: a YAML head that hubs and `datasets.load_dataset` read, then the story."""
+def text(ledger: Ledger, wanted: Wanted, counts: Counts, digest: str) -> str:
+    """The card: a YAML head that hubs and `datasets.load_dataset` read, then the story.
+
+    `digest` is of the rows: `load_dataset` (5.2) knows a local folder by its last name and its
+    card's head alone, and would give the rows of another export from its cache.
+    """
     meta, members = ledger.meta, ledger.members()
     base = Path(meta.get("base", "."))
     licences = {name: licence(spec, base) for name, spec in members.items()}
-    head = _head(meta, wanted, counts, [licences[name][1] for name in counts.authors])
+    head = _head(meta, wanted, counts, [licences[n][1] for n in counts.authors], digest)
     parts = [
         f"---\n{head.to_yaml()}\n---",
         f"# {_title(meta, wanted)}",
@@ -73,7 +77,11 @@ def _model_card(readme: Path) -> str:
 
 
 def _head(
-    meta: Mapping[str, Any], wanted: Wanted, counts: Counts, licences: Iterable[str]
+    meta: Mapping[str, Any],
+    wanted: Wanted,
+    counts: Counts,
+    licences: Iterable[str],
+    digest: str,
 ) -> DatasetCardData:
     own = {name for name in licences if name != "none"}
     size = next((name for most, name in SIZES if counts.total < most), "n>10M")
@@ -87,7 +95,8 @@ def _head(
     }
     if wanted.kind in SUFFIX:
         files = [{"split": s, "path": f"{s}.{SUFFIX[wanted.kind]}"} for s in _splits(counts)]
-        facts["configs"] = [{"config_name": "default", "data_files": files}]
+        named = {"config_name": "default", "description": f"sha256 {digest}"}
+        facts["configs"] = [{**named, "data_files": files}]
         features = [_feature(*c) for c in columns_of(wanted.format, wanted.chat).items()]
         facts["dataset_info"] = {"features": features}
     return DatasetCardData(**facts)

@@ -10,6 +10,7 @@ and rows are written as they come. The same ledger and wishes give the same byte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +56,7 @@ def export(
         part.mkdir(parents=True)
         counts = _fill(ledger, part, wanted, listener)
         (part / "README.md").write_text(
-            card.text(ledger, wanted, counts), encoding="utf-8", newline="\n"
+            card.text(ledger, wanted, counts, _digest(part)), encoding="utf-8", newline="\n"
         )
         if folder.exists():
             folder.rmdir()
@@ -110,6 +111,15 @@ def _fill(ledger: Ledger, folder: Path, wanted: Wanted, listener: Listener) -> C
     if not counts.total:
         raise CommunityError(_nothing(wanted, counts))
     return counts
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of all files, in the order of their names."""
+    whole = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _json(columns: Iterable[str], row: Row) -> str:

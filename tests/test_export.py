@@ -438,6 +438,20 @@ class TestFiles:
         if form == "kto":
             assert found["train"].features["label"].dtype == "bool"
 
+    @needs_extra
+    @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+    def test_datasets_does_not_confuse_two_of_one_name(
+        self, kind: str, small: Ledger, tmp_path: Path
+    ) -> None:
+        """Its cache knows a local folder by its last name and its card's head alone."""
+        datasets = importlib.import_module("datasets")
+        for n in (1, 2):
+            place, cache = tmp_path / str(n) / "data", str(tmp_path / "cache")
+            place.parent.mkdir()
+            said = export(small, place, Wanted("ideas", kind, first=n, last=n, test=0.0))
+            found = datasets.load_dataset(str(place), cache_dir=cache)["train"]
+            assert set(found["round"]) == {n} and len(found) <= said.total
+
     @pytest.mark.parametrize("form", FORMATS)
     def test_the_card_is_valid_and_tells_what_is_so(
         self, form: str, small: Ledger, tmp_path: Path
