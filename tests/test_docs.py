@@ -11,7 +11,7 @@ What becomes of a block follows from the word after its backticks:
 
 A page's blocks run in order in a folder of its own. Some things are not what a reader gets:
 
-- runs of shipped recipes are cut short (`SHORT`), and in one process where no cluster is named;
+- runs of shipped recipes and large benchmarks are cut short (`SHORT`), and in one process where no cluster is named;
 - a page that speaks of `adders` without playing it finds it played;
 - `make run` is `community run adders`; `make` and `pip` themselves are not run, but what they
   are asked for must exist;
@@ -63,6 +63,7 @@ SHORT = {
         "--set learning.steps=4 --set ranking.min_confidence=0 --set ranking.min_supporters=1"
     ),
     "crowd": "--rounds 1 --set tasks.train=4 --set tasks.holdout=2",
+    "community.bench.ledger": "--ideas 20000",
 }
 SCREENS = ("community watch",)
 SLOW = ("python finetune.py", "python -m community.kernels.bench", "ray start")
@@ -193,7 +194,7 @@ class Reader:
 
     def _here(self, words: list[str]) -> list[str]:
         """The same line, cut short, and with this machine for a cluster."""
-        if words[1] in ("run", "study") and words[2] in self.short:
+        if words[1] in ("run", "study", "-m") and words[2] in self.short:
             words = words + shlex.split(self.short[words[2]])
         if "--ray-address" in words:
             return [self.cluster.address if w.startswith("$HEAD:") else w for w in words]
