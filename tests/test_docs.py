@@ -11,7 +11,8 @@ What becomes of a block follows from the word after its backticks:
 
 A page's blocks run in order in a folder of its own. Some things are not what a reader gets:
 
-- runs of shipped recipes and large benchmarks are cut short (`SHORT`), and in one process where no cluster is named;
+- runs of shipped recipes and large benchmarks are cut short (`SHORT`), and runs are in one
+  process where no cluster is named;
 - a page that speaks of `adders` without playing it finds it played;
 - `make run` is `community run adders`; `make` and `pip` themselves are not run, but what they
   are asked for must exist;
