@@ -12,7 +12,7 @@ from community.config import Recipe, check_options
 from community.plugins import load
 from community.pool import Spec
 from community.ranking import pairings, rank
-from community.round import Rules, Trust
+from community.round import Rules, Trust, nothing_known
 from community.router import Router
 from community.topology import at_round, build
 from community.types import Arena, seed_of
@@ -80,7 +80,7 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
     return build(load("topology", use, base), names, seed, **options)
 
 
-def rules_of(recipe: Recipe, base: Path, trust: Trust = lambda tasks: {}) -> Rules:
+def rules_of(recipe: Recipe, base: Path, trust: Trust = nothing_known) -> Rules:
     """How the community deliberates, given what is known of its members in some tasks.
 
     Raises CommunityError for an unknown ranker.

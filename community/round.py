@@ -47,6 +47,11 @@ class Delegator(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
+def nothing_known(tasks: Sequence[Task]) -> Mapping[str, float]:
+    """No member was measured before."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a community deliberates."""
@@ -57,7 +62,7 @@ class Rules:
     turns: int = 0
     pairs: int = 0  # judged a task
     judges: int = 0  # drawn a task; 0 is every member
-    trust: Trust = lambda tasks: {}  # what is known beforehand
+    trust: Trust = nothing_known
 
 
 def play_round(

@@ -22,7 +22,7 @@ from community.ledger import Ledger
 from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
-from community.round import deliberate, play_round
+from community.round import deliberate, nothing_known, play_round
 from community.types import (
     Arena,
     Checkpoint,
@@ -290,7 +290,7 @@ class Run:
         if not tasks:
             return ()
         checked = self.recipe.run.world == "always"
-        trust = self.router.known if checked else lambda tasks: {}
+        trust = self.router.known if checked else nothing_known
         rules = rules_of(self.recipe, self.base, trust)
         graph = graph_of(self.recipe, self.names, max(1, n), self.base)
         teams = dict.fromkeys(self.names, tasks)
@@ -304,7 +304,7 @@ class Run:
         return tuple(
             score
             for solver, given in answers.items()
-            for score in scores_of(n, solver, tasks, given, self.arena)
+            for score in exact_match(n, solver, tasks, given, self.arena)
         )
 
     # -- the rest ----------------------------------------------------------------------
@@ -338,7 +338,7 @@ def tasks_of(recipe: Recipe, arena: Arena, split: Split, n: int = 0) -> tuple[Ta
     return tuple({task.id: task for task in posed}.values())
 
 
-def scores_of(
+def exact_match(
     n: int, solver: str, tasks: Sequence[Task], answers: Mapping[str, Idea], arena: Arena
 ) -> Iterator[Score]:
     """Exact match on holdout tasks by domain and level; `answers` are task id -> idea."""

@@ -22,7 +22,7 @@ from community.ledger import Ledger
 from community.parts import arena_of, specs_of
 from community.plugins import load
 from community.pool import build
-from community.run import scores_of, tasks_of
+from community.run import exact_match, tasks_of
 from community.types import Arena, Idea, Request, Score, Task
 
 Scores = Mapping[str, Sequence[Score]]  # weights -> exact match by domain and level
@@ -43,7 +43,7 @@ def score(folder: Path, member: str, others: Sequence[Path] = ()) -> Scores:
     found = {}
     for name, take in _weights(agent, folder, member, others):
         take()
-        found[name] = tuple(scores_of(0, name, tasks, _answers(agent, tasks, arena), arena))
+        found[name] = tuple(exact_match(0, name, tasks, _answers(agent, tasks, arena), arena))
     return found
 
 
