@@ -3,7 +3,7 @@
 from community.baselines import check_baselines, play_baselines
 from community.folder import create, reopen, undo
 from community.lineage import as_dict, last_winner, lineage
-from community.lineage import render as render_lineage
+from community.lineage_tree import render as render_lineage
 from community.packaged import fetch
 from community.plan import plan
 from community.progress import Display

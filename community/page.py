@@ -22,7 +22,8 @@ from community.errors import CommunityError
 from community.figures import figures
 from community.findings import duration
 from community.ledger import Ledger
-from community.lineage import Lineage, lineage, render
+from community.lineage import Lineage, lineage
+from community.lineage_tree import render
 from community.plots import CAPTIONS, pictures, save
 from community.report import tables
 from community.tables import ideas, lessons, rankings, tasks

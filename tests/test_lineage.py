@@ -22,7 +22,8 @@ from small_rounds import (
 
 from community.errors import CommunityError
 from community.ledger import Ledger
-from community.lineage import Lineage, as_dict, lineage, relatives, render
+from community.lineage import Lineage, as_dict, lineage, relatives
+from community.lineage_tree import render
 from community.types import WORLD, Checkpoint, Idea, Learning, Ranking, Round
 
 
