@@ -312,7 +312,7 @@ class Ledger:
         """The idea whose id starts so. Raises CommunityError if there is none, or several."""
         with self.reading() as conn:
             full = _full_id(conn, ideas, id, "idea")
-            return next(rows.read_ideas(conn, ideas.c.id == full))
+            return next(rows.read_ideas(conn, rows.with_ids(ideas, ideas.c.id == full)))
 
     def task(self, id: str) -> Task:
         """The task whose id starts so, as first posed. Raises CommunityError as `idea` does."""
@@ -358,7 +358,8 @@ def _per_round(conn: Connection, table: Table) -> dict[int, int]:
 
 def _full_id(conn: Connection, table: Table, prefix: str, what: str) -> str:
     # a range and not LIKE: it uses the index everywhere, and "g" follows all hex digits
-    near = select(table.c.id).where(table.c.id >= prefix, table.c.id < prefix + "g")
+    starts = and_(table.c.id >= prefix, table.c.id < prefix + "g")
+    near = select(table.c.id).where(rows.with_ids(table, starts))
     found = conn.scalars(near.distinct().order_by(table.c.id).limit(3)).all()
     if not found:
         raise CommunityError(f"no {what} has an id that starts with {prefix!r}")

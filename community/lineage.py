@@ -16,6 +16,7 @@ from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, se
 
 from community.errors import CommunityError
 from community.ledger import Ledger
+from community.rows import rows_of
 from community.tables import (
     checkpoints,
     ideas,
@@ -74,7 +75,7 @@ def lineage(ledger: Ledger, idea_id: str) -> Lineage:
     """The lineage of the idea whose id starts so. Raises CommunityError if there is no one such."""
     full = ledger.idea(idea_id).id
     with ledger.reading() as conn:
-        row = conn.scalars(select(ideas.c.row).where(ideas.c.id == full)).one()
+        row = rows_of(conn, ideas, [full])[full]
         facts = {**_idea_facts(conn, row), "verdicts": _verdicts(conn, row)}
         facts["votes"] = _votes(conn, row)
         return Lineage(
@@ -101,7 +102,7 @@ def relatives(ledger: Ledger, idea_id: str, back: bool = True) -> list[str]:
     """
     full = ledger.idea(idea_id).id
     with ledger.reading() as conn:
-        row = conn.scalars(select(ideas.c.row).where(ideas.c.id == full)).one()
+        row = rows_of(conn, ideas, [full])[full]
         walk = _walk(row, back).subquery()
         found = select(ideas.c.id).join_from(walk, ideas, walk.c.row == ideas.c.row)
         return list(conn.scalars(found.order_by(ideas.c.row)))

@@ -15,12 +15,13 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, func, insert, select
 
 from community.tables import (
     checkpoints,
     edges,
     ideas,
+    in_a_round,
     index_ideas,
     learnings,
     lessons,
@@ -82,12 +83,18 @@ def mapping_of(conn: Connection, query: Select[Any]) -> dict[Any, Any]:
     return dict(conn.execute(query).all())
 
 
+def with_ids(table: Table, ids: ColumnElement[bool]) -> ColumnElement[bool]:
+    """What is asked of the ids in tasks, ideas or lessons, put so that an index answers."""
+    return and_(in_a_round, ids) if table is ideas else ids
+
+
 def rows_of(conn: Connection, table: Table, ids: Iterable[str]) -> dict[str, int]:
     """Latest row of each id in tasks, ideas or lessons. Raises ValueError for unknown ids."""
     wanted = set(ids)
     found: dict[str, int] = {}
     for part in chunks(wanted):
-        query = select(table.c.id, func.max(table.c.row)).where(table.c.id.in_(part))
+        query = select(table.c.id, func.max(table.c.row))
+        query = query.where(with_ids(table, table.c.id.in_(part)))
         found |= mapping_of(conn, query.group_by(table.c.id))
     if missing := wanted - found.keys():
         raise ValueError(f"{table.name} that no record holds: {sorted(missing)[:3]}")

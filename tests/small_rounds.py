@@ -145,12 +145,13 @@ def fill(ledger: Ledger, rounds: int = 3) -> list[Round]:
 
 
 def make_old(place: Path) -> None:
-    """Make a ledger one of schema version 1, which knew no index of texts."""
+    """Make a ledger one of schema version 1, which knew no index of texts and one of ids alone."""
     with closing(sqlite3.connect(place)) as conn:
         for table in ("idea_trigrams", "idea_texts"):
             conn.execute(f"DROP TABLE {table}")
-        for index in ("rankings_strength", "tasks_arena"):
+        for index in ("rankings_strength", "tasks_arena", "ideas_by_id"):
             conn.execute(f"DROP INDEX {index}")
+        conn.execute("CREATE UNIQUE INDEX ideas_id ON ideas (id)")
         conn.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
         conn.commit()
 

@@ -30,12 +30,23 @@ from small_rounds import (
     fill,
     make_learning,
     make_ledger,
+    make_old,
     make_round,
     make_task,
 )
-from sqlalchemy import Column, Connection, MetaData, Table, Text, create_engine, inspect, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    inspect,
+    select,
+    text,
+)
 
-from community import database, tables
+from community import database, rows, tables
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Order, Query, count, search
@@ -172,6 +183,23 @@ def test_ideas_and_tasks_by_the_start_of_their_id(tmp_path: Path) -> None:
             ledger.idea("zz")
         with pytest.raises(CommunityError, match="several ideas"):
             ledger.idea("")
+
+
+def test_an_index_finds_an_id_in_a_new_ledger_and_in_a_renewed_one(tmp_path: Path) -> None:
+    place = tmp_path / "ledger.db"
+    make_ledger(place).close()
+    for old in (False, True):
+        if old:
+            make_old(place)
+        with Ledger.open(place) as ledger, ledger.reading() as conn:
+            names = {index["name"] for index in inspect(conn).get_indexes("ideas")}
+            assert "ideas_by_id" in names and "ideas_id" not in names
+            wanted = select(tables.ideas.c.row).where(
+                rows.with_ids(tables.ideas, tables.ideas.c.id == make_round(2).ideas[0].id)
+            )
+            asked = wanted.compile(conn, compile_kwargs={"literal_binds": True})
+            plan = conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all()
+            assert any("ideas_by_id (round=? AND id=?)" in step[-1] for step in plan), plan
 
 
 # -- what must not be recorded -------------------------------------------------------------

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 
 from community.errors import CommunityError
 from community.ledger import Ledger
-from community.rows import mapping_of
+from community.rows import mapping_of, with_ids
 from community.tables import (
     checkpoints,
     ideas,
@@ -115,7 +115,7 @@ def latest_idea(ledger: Ledger) -> str:
 def kin(ledger: Ledger, id: str) -> Kin:
     """The idea of an id. Raises CommunityError if there is none."""
     with ledger.reading() as conn:
-        found = _kin(conn, ideas.c.id == id)
+        found = _kin(conn, with_ids(ideas, ideas.c.id == id))
     if not found:
         raise CommunityError(f"no idea has the id {id!r}")
     return found[0]
