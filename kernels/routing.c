@@ -55,14 +55,12 @@ INLINE vec greater(vec a, vec b) {
     return PICK(first, a, b);
 }
 
-/* The two parts of sigmoid(x) = e^min(x, 0) / (1 + e^-|x|), which never overflow. */
+/* sigmoid(x) = e^min(x, 0) / (1 + e^-|x|), which never overflows: min(x, 0) and e^-|x|. */
 INLINE vec below_zero(vec x) {
     veci negative = x < ALL(0.0f);
     return FLOATS(BITS(x) & negative);
 }
-INLINE vec one_and_tail(vec x) {
-    return exponential(FLOATS(BITS(x) | ALLI((int)0x80000000))) + 1.0f;
-}
+INLINE vec tail(vec x) { return exponential(FLOATS(BITS(x) | ALLI((int)0x80000000))); }
 
 /* Logits of LANES tokens (the last one repeated after the end) -> (experts, LANES). Returns 0 in
  * every lane, or NaN where a logit is not finite. */
@@ -81,7 +79,9 @@ INLINE void steer(GLOBAL float *x, GLOBAL const float *bias, int experts, int si
     if (sigmoid) {
         for (int e = 0; e < experts; e++) {
             vec logit = CVEC(x + e * LANES);
-            VEC(x + e * LANES) = exponential(below_zero(logit)) / one_and_tail(logit) + bias[e];
+            vec small = tail(logit);
+            veci negative = logit < ALL(0.0f);
+            VEC(x + e * LANES) = PICK(negative, small, ALL(1.0f)) / (small + 1.0f) + bias[e];
         }
         return;
     }
@@ -147,7 +147,7 @@ INLINE void normalise(GLOBAL float *x, int k, int sigmoid) {
     for (int j = 0; j < k; j++) {
         vec logit = CVEC(x + j * LANES);
         vec score = exponential((sigmoid ? below_zero(logit) : logit) - top);
-        if (sigmoid) score = score / one_and_tail(logit);
+        if (sigmoid) score = score / (tail(logit) + 1.0f);
         VEC(x + j * LANES) = score;
         sum += score;
     }

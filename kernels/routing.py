@@ -11,6 +11,7 @@ else and in float64 and float16.
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -242,15 +243,14 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
-    run = kernels("routing") if logits.device.type == "cpu" else None
-    (n, e) = logits.shape
+    run = kernels("routing") if logits.is_cpu else None
+    n, e = logits.shape
     if run is None or logits.dtype != torch.float32 or n * k >= 2**31:
         weights, experts = _chosen(logits, bias, k, sigmoid)
         return weights, experts, *_sorted(experts, e)
-    weights, experts = logits.new_empty(n, k), torch.empty(n, k, dtype=torch.int64)
-    order, place = experts.new_empty(n * k), experts.new_empty(n, k)
-    offsets, fault = experts.new_empty(e + 1), experts.new_empty(1)
-    room = logits.new_empty((e + 2 * (k + _AT_ONCE)) * lanes())
+    fault, room = _own.fault, _own.floats((e + 2 * (k + _AT_ONCE)) * lanes())
+    weights, whole = logits.new_empty(n, k), fault.new_empty
+    experts, order, place, offsets = whole(n, k), whole(n * k), whole(n, k), whole(e + 1)
     run(
         "route",
         *(logits.contiguous(), None if bias is None else bias.contiguous(), weights, experts),
@@ -265,13 +265,35 @@ def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Part
 _AT_ONCE = 8  # as in routing.c
 
 
+class _Own(threading.local):
+    """What kernels work in, kept for each thread: making it anew took a tenth of a short call."""
+
+    def __init__(self) -> None:
+        self.fault = self._made(1, torch.int64)
+        self.bad_index = self._made(1, torch.int32)
+        self._floats = self._made(0, torch.float32)
+
+    def floats(self, count: int) -> Tensor:
+        """Memory for at least so many float32."""
+        if self._floats.numel() < count:
+            self._floats = self._made(count, torch.float32)
+        return self._floats
+
+    @staticmethod
+    @torch.inference_mode(False)  # what is made in that mode cannot be written to outside of it
+    def _made(count: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(count, dtype=dtype, device="cpu")
+
+
+_own = _Own()
+
+
 def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    run = kernels("routing") if experts.device.type == "cpu" else None
+    run = kernels("routing") if experts.is_cpu else None
     if run is None or experts.numel() >= 2**31:
         return _sorted(experts, count)
-    order, place = experts.new_empty(experts.numel()), experts.new_empty(experts.shape)
-    offsets, fault = experts.new_empty(count + 1), experts.new_empty(1)
-    pairs = experts.numel()
+    fault, pairs = _own.fault, experts.numel()
+    order, place, offsets = (experts.new_empty(s) for s in (pairs, experts.shape, count + 1))
     run(
         "route_sort",
         *(experts.contiguous(), order, place, offsets, fault, pairs, count),
@@ -296,7 +318,7 @@ def _(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
 def _unrouted(
     grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
 ) -> Tensor:
-    run = kernels("routing") if logits.device.type == "cpu" else None
+    run = kernels("routing") if logits.is_cpu else None
     out = torch.zeros_like(logits, memory_format=torch.contiguous_format)
     if run is None or logits.dtype != torch.float32:
         slopes = weights * (grad - (grad * weights).sum(-1, keepdim=True))
@@ -402,10 +424,10 @@ def _moved(
 ) -> bool:
     """Whether routing.c did it. Raises ValueError for a route with indices that are none."""
     kind = _KINDS.get(x.dtype)
-    run = kernels("routing") if x.device.type == "cpu" and kind else None
+    run = kernels("routing") if kind and x.is_cpu else None
     if run is None or items * k >= 2**31:
         return False
-    fault = torch.zeros(1, dtype=torch.int32)
+    fault = _own.bad_index.zero_()
     others = [None if y is None else y.contiguous() for y in rest]
     run(f"{kernel}_{kind}", x.contiguous(), *others, out, fault, x.shape[1], k, items=items)
     if fault.item():
