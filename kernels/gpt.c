@@ -167,7 +167,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 TILE(tile_of_1, ONE)
 TILE(tile_of_2, TWO)
 TILE(tile_of_4, FOUR)
-#if LANES == 16 && !defined(__OPENCL_VERSION__) /* 32 registers; PoCL is faster with six rows */
+#if LANES == 16
 TILE(tile_of_8, EIGHT)
 #define FULL_TILE(...) WHILE(8, tile_of_8)
 #else
