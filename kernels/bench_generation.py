@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,6 +35,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             return
         for size in (2,) if quick else (1, 16, 64, 256):
             yield _case(f"generation d {width} batch {size}", model, ours, size, ANSWER, EVEN)
+        if device == "cpu":
+            yield from _halved(width, (2,) if quick else (1, 16, 64))
     program = kernels("gpt")
     if device != "cpu" or program is None:
         return
@@ -47,6 +50,20 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         case = _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
         alike = weights == "float32" and size == 1
         yield replace(case, peers={**case.peers, **(_llama_cpp(32) if alike else {})})
+
+
+def _halved(width: int, sizes: tuple[int, ...]) -> Iterator[Case]:
+    """The same models in bfloat16: half the weights to read. Ours computes in float32, and so
+    does what its choices are compared with."""
+    model = torch.nn.Module.to(made(width), torch.bfloat16)
+    wide = torch.nn.Module.to(deepcopy(model), torch.float32)
+    ours = _compiled(model, "cpu")
+    if ours is None:
+        return
+    for size in sizes:
+        case = _case(f"generation d {width} bfloat16 batch {size}", model, ours, size, ANSWER, EVEN)
+        exact = _case("", wide, ours, size, ANSWER, EVEN)
+        yield replace(case, truth=exact.truth)
 
 
 def _llama_cpp(tokens: int) -> dict[str, Callable[[], object]]:
