@@ -9,6 +9,7 @@ programs disturb less.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -179,6 +180,40 @@ def ancestry(ledger: Ledger) -> Iterator[Line]:
     yield clock.line("its lineage with verdicts and learning", "")
 
 
+# -- the dashboard -------------------------------------------------------------------------
+
+
+async def screens(folder: Path) -> list[Line]:
+    """The dashboard from its loading on until it knows the run, then until each screen is drawn.
+
+    Curves of many rounds come one after the other, while keys are answered already.
+    """
+    with (ready := Clock()):
+        app = extra("community.dashboard.app", "watch").Watch(
+            Ledger.open(folder / "ledger.db", read_only=True), folder.name
+        )
+        terminal = app.run_test(size=(140, 40))
+        pilot = await terminal.__aenter__()
+        while app.course is None:
+            await pilot.pause(0.01)
+    lines = [ready.line("dashboard: from its start until it knows the run", "2")]
+    for number, name in enumerate(app.MODES, 1):
+        with (clock := Clock()):
+            await pilot.press(str(number))
+            await _drawn(app, pilot)
+        lines.append(clock.line(f"dashboard: {name}, all of it drawn", "2"))
+    await terminal.__aexit__(None, None, None)
+    app.ledger.close()
+    return lines
+
+
+async def _drawn(app: Any, pilot: Any) -> None:
+    quiet = 0
+    while quiet < 3:
+        await pilot.pause(0.01)
+        quiet = 0 if any(worker.is_running for worker in app.workers) else quiet + 1
+
+
 # -- commands ------------------------------------------------------------------------------
 
 
@@ -248,7 +283,7 @@ def main() -> None:
             show(clock.line("all rounds in figures", "2"))
             for line in (*searching(ledger), *ancestry(ledger)):
                 show(line)
-        for line in commands(folder, given.ideas):
+        for line in (*asyncio.run(screens(folder)), *commands(folder, given.ideas)):
             show(line)
 
 

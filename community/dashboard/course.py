@@ -14,7 +14,7 @@ from threading import Lock
 from time import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import BindParameter, Connection, Select, bindparam, func, select
 
 from community import rows
 from community.config import check_options
@@ -176,6 +176,25 @@ class Holdout:
     mean: float | None
 
 
+def _facts_of_a_round() -> Select[Any]:
+    """One query in place of seven, which took longer to ask than to answer."""
+    n: BindParameter[int] = bindparam("n")
+    said = select(ideas.c.task, ideas.c.answer).where(ideas.c.round == n, ideas.c.answer != "")
+    facts: dict[str, Select[Any]] = {
+        "tasks": select(func.count()).where(tasks.c.round == n),
+        "kept": select(func.count(lessons.c.task.distinct())).where(lessons.c.round == n),
+        "ideas": select(func.count()).where(ideas.c.round == n),
+        "answers": select(func.count()).select_from(said.distinct().subquery()),
+        "tokens": select(func.sum(spent.c.tokens)).where(spent.c.round == n),
+        "played": select(rounds.c.seconds).where(rounds.c.n == n),
+        "learned": select(learnings.c.seconds).where(learnings.c.n == n),
+    }
+    return select(*(query.scalar_subquery().label(name) for name, query in facts.items()))
+
+
+_POINT = _facts_of_a_round()
+
+
 class Curves:
     """What every round did and how everyone scored after it, found out once and kept."""
 
@@ -244,22 +263,15 @@ class Curves:
 
     def _point(self, n: int) -> Point:
         with self.ledger.reading() as conn:
-            posed = _number(conn, select(func.count()).where(tasks.c.round == n))
-            given = _number(conn, select(func.count()).where(ideas.c.round == n))
-            kept = select(func.count(lessons.c.task.distinct())).where(lessons.c.round == n)
-            used = select(func.sum(spent.c.tokens)).where(spent.c.round == n)
-            said = select(ideas.c.task, ideas.c.answer).distinct()
-            said = said.where(ideas.c.round == n, ideas.c.answer != "")
-            different = _number(conn, select(func.count()).select_from(said.subquery()))
-            times = [select(t.c.seconds).where(t.c.n == n) for t in (rounds, learnings)]
+            found = conn.execute(_POINT, {"n": n}).one()
             return Point(
-                tasks=posed,
-                kept=_number(conn, kept),
-                ideas=given,
-                answers=different / posed if posed else 0.0,
+                tasks=found.tasks,
+                kept=found.kept,
+                ideas=found.ideas,
+                answers=found.answers / found.tasks if found.tasks else 0.0,
                 precision=self._precision(conn, n),
-                tokens=_number(conn, used),
-                seconds=sum(conn.scalar(time) or 0.0 for time in times),
+                tokens=int(found.tokens or 0),
+                seconds=(found.played or 0.0) + (found.learned or 0.0),
             )
 
     def _precision(self, conn: Connection, n: int) -> float | None:
