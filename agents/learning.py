@@ -16,8 +16,8 @@ from community.agents.codec import Codec
 from community.agents.muon import Muon
 from community.config import Section
 from community.kernels.backend import kernels
-from community.kernels.gpt import Unsupported
 from community.kernels.train import Trainer
+from community.kernels.weights import Unsupported
 from community.types import Learned, Lesson, Study
 
 IGNORED = -100

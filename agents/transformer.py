@@ -33,8 +33,9 @@ from community.agents.pretrained import Adapter, adapted, load_weights, pretrain
 from community.config import Section, option
 from community.errors import CommunityError
 from community.kernels.backend import backend, kernels, simt
-from community.kernels.gpt import LanguageModel, Unsupported
+from community.kernels.gpt import LanguageModel
 from community.kernels.gpt_gpu import GpuLanguageModel
+from community.kernels.weights import Unsupported
 from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
 

@@ -1,7 +1,4 @@
-"""GPT-2, Llama and models like it run by `gpt.c`: generation and scores in float32.
-
-Nothing of transformers is imported here: a model is read through its `config` and `state_dict`.
-"""
+"""GPT-2, Llama and models like it run by `gpt.c`: generation and scores in float32."""
 
 from __future__ import annotations
 
@@ -15,6 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from community.kernels.build import CProgram, Program, lanes
+from community.kernels.weights import (
+    Layout,
+    Part,
+    Product,
+    Ready,
+    Table,
+    Unsupported,
+    Vector,
+    parts_of,
+)
 
 ROWS = 96  # tokens in one pass, and sequences in a block, at most
 CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
@@ -23,57 +30,7 @@ FEW = 24  # sequences that suffice to use what is loaded of the weights
 TILE = 8  # rows of the largest tile in gpt.c
 KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
 GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
-ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
 FAR = 2**20  # no rotary position is beyond it
-FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "community")
-NARROW = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Unsupported(ValueError):
-    """A model that the kernels cannot run. Says which of its features they lack."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the kernels must know of a model; the order is that of `shape` in gpt.c."""
-
-    layers: int
-    width: int
-    heads: int
-    groups: int  # heads of keys and values
-    size: int  # of a head
-    hidden: int
-    words: int
-    places: int  # positions in the table
-    rms: bool
-    gated: bool
-    activation: int
-    learned: bool  # positions are learned, not rotary
-    epsilon: float
-    whitened: bool = False  # queries and keys are normalised, head by head
-
-    def numbers(self, places: int, kind: int, table: int, slots: int) -> Tensor:
-        """With as many positions as the table has now, the kinds of the weights and of the
-        embeddings, and the sequences that a cache has room for."""
-        fields = (self.layers, self.width, self.heads, self.groups, self.size, self.hidden)
-        more = (self.words, places, self.rms, self.gated, self.activation, self.learned)
-        kinds = (self.whitened, kind, table, ROWS, slots)
-        return torch.tensor([*fields, *more, *kinds], dtype=torch.int32)
-
-    def room(self, span: int, slots: int) -> tuple[int, int]:
-        """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
-        qkv = padded((self.heads + 2 * self.groups) * self.size)
-        mix = padded(self.heads * self.size) + panel()
-        middle = padded(self.hidden) * (1 + self.gated)
-        row = 3 * padded(self.width) + qkv + mix + middle + padded(self.words)
-        unpacked = max(padded(self.width), padded(self.hidden), mix) * panel()
-        cache = slots * self.token_floats() * span
-        return ROWS * row + unpacked + cache + padded(self.words) + span, 5 * ROWS + self.words
-
-    def token_floats(self) -> int:
-        """Floats that a token takes in the cache."""
-        return self.layers * self.groups * (self.size + padded(self.size))
 
 
 @dataclass(frozen=True)
@@ -109,20 +66,11 @@ class LanguageModel:
 
     def refresh(self, model: nn.Module) -> None:
         """Take the model's weights as they are now. Raises Unsupported."""
-        state = dict(model.state_dict())
-        kind = type(model).__name__
-        if kind not in _FAMILIES:
-            raise Unsupported(f"{kind} is none of {', '.join(_FAMILIES)}")
-        strange = {w.dtype for w in state.values()} - set(NARROW)
-        if strange:
-            raise Unsupported(f"weights are {str(strange.pop()).removeprefix('torch.')}")
-        if any(w.device.type != "cpu" for w in state.values()):
+        self.layout, parts, self._rotary = parts_of(model)
+        products = [w for x in parts if isinstance(x, Product) for w, _ in x.pieces]
+        tables = [x.weight for x in parts if isinstance(x, Table)]
+        if any(w.device.type != "cpu" for w in (*products, *tables)):
             raise Unsupported("weights are not on the processor")
-        self.layout, parts = _FAMILIES[kind](model, state)
-        if state:
-            raise Unsupported(f"weights that {kind} does not usually have: {min(state)}")
-        products = [part.weight for part in parts if isinstance(part, Product)]
-        tables = [part.weight for part in parts if isinstance(part, Table)]
         kind = self.wanted
         if kind == "float32" and all(map(_narrow, products)):
             kind = "bfloat16"
@@ -130,7 +78,6 @@ class LanguageModel:
         self._kind, self._table = KINDS.index(kind), int(half)
         packed = [_packed(part, self._kind, self._table) for part in parts]
         self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
-        self._rotary = None if self.layout.learned else _rotary(model, self.layout.size)
         self._turns = torch.empty(0)
         self._places = self.layout.places if self.layout.learned else 0
 
@@ -256,15 +203,15 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            self.layout.numbers(self._places, self._kind, self._table, memory.slots),
+            _numbers(self.layout, self._places, self._kind, self._table, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
-            _ints(t for row in rows for t in row),
-            _ints(p for where in places for p in where),
-            _ints(accumulate(map(len, rows), initial=0)),
-            _ints(each),
-            _ints(accumulate(map(len, blocks), initial=0)),
+            ints(t for row in rows for t in row),
+            ints(p for where in places for p in where),
+            ints(accumulate(map(len, rows), initial=0)),
+            ints(each),
+            ints(accumulate(map(len, blocks), initial=0)),
             memory.floats,
             memory.ints,
             torch.tensor([memory.floats.shape[1], memory.ints.shape[1]]),
@@ -286,14 +233,14 @@ class LanguageModel:
         if not order:
             return
         span = _span(max(map(len, rows)) + more)
-        each = self.layout.token_floats() * span
+        each = _token_floats(self.layout) * span
         few = FEW if self.weights.numel() <= 4 * NEAR else ROWS
         most = max(1, min(ROWS, max(few, NEAR // each), CACHE // each))
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         slots = min(most, TILE * math.ceil(len(order) / count / TILE))
         blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
-        floats, ints = self.layout.room(span, slots)
+        floats, ints = _room(self.layout, span, slots)
         places = min(at_once, len(blocks))
         memory = Memory(
             torch.empty(places, floats), torch.empty(places, ints, dtype=torch.int32), span, slots
@@ -329,7 +276,8 @@ class LanguageModel:
         self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
 
 
-def _ints(values: Any) -> Tensor:
+def ints(values: Any) -> Tensor:
+    """Numbers as the kernels read them."""
     return torch.tensor(list(values), dtype=torch.int32)
 
 
@@ -347,26 +295,33 @@ def _span(tokens: int) -> int:
     return -(-tokens // lanes()) * lanes()
 
 
-# -- reading weights -------------------------------------------------------------------
+def _numbers(layout: Layout, places: int, kind: int, table: int, slots: int) -> Tensor:
+    """`shape` of gpt.c: with as many positions as the table has now, the kinds of the weights and
+    of the embeddings, and the sequences that a cache has room for."""
+    x = layout
+    sizes = (x.layers, x.width, x.heads, x.groups, x.size, x.hidden, x.words, places)
+    ways = (x.rms, x.gated, x.activation, x.learned, x.whitened)
+    return torch.tensor([*sizes, *ways, kind, table, ROWS, slots], dtype=torch.int32)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows to be looked up, (rows, width)."""
-
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class Product:
-    """x W + b: weight (inputs, outputs), bias (outputs); `pad` is the bias of padding."""
-
-    weight: Tensor
-    bias: Tensor
-    pad: float = 0.0
+def _room(layout: Layout, span: int, slots: int) -> tuple[int, int]:
+    """Floats and ints of memory that a block needs: sequences of at most `span` tokens."""
+    x = layout
+    qkv = padded((x.heads + 2 * x.groups) * x.size)
+    mix = padded(x.heads * x.size) + panel()
+    middle = padded(x.hidden) * (1 + x.gated)
+    row = 3 * padded(x.width) + qkv + mix + middle + padded(x.words)
+    unpacked = max(padded(x.width), padded(x.hidden), mix) * panel()
+    cache = slots * _token_floats(x) * span
+    return ROWS * row + unpacked + cache + padded(x.words) + span, 5 * ROWS + x.words
 
 
-Part = Table | Product | Tensor
+def _token_floats(layout: Layout) -> int:
+    """Floats that a token takes in the cache."""
+    return layout.layers * layout.groups * (layout.size + padded(layout.size))
+
+
+# -- packing weights -------------------------------------------------------------------
 
 
 def _row(weight: Tensor, value: float = 0.0) -> Tensor:
@@ -386,15 +341,22 @@ def _narrow(weight: Tensor) -> bool:
 
 def _packed(part: Part, kind: int, table: int) -> Tensor:
     """As gpt.c reads it: numbers of other kinds than float32 as bytes."""
+    if isinstance(part, Vector):
+        return _floats(part.weight)
+    if isinstance(part, Ready):
+        head = torch.cat([part.factors, torch.tensor([float(part.turns)])])
+        return torch.cat([_floats(x) for x in (head, *part.norms)])
     if isinstance(part, Table):
         rows = _row(part.weight).view(-1, panel())
         return _halves(rows) if table else rows.float()
-    if isinstance(part, Tensor):
-        return part
-    inputs = len(part.weight)
-    panels = _row(part.weight).view(inputs, -1, panel()).transpose(0, 1)  # (P, inputs, WIDE)
+    # where gate and input of an MLP lie beside each other, either begins with a panel
+    padding = _row if part.apart else lambda x: x
+    weight = torch.cat([padding(w) for w, _ in part.pieces], 1)
+    bias = torch.cat([padding(b.float()) for _, b in part.pieces])
+    panels = _row(weight).view(len(weight), -1, panel()).transpose(0, 1)  # (P, inputs, WIDE)
     packed = [_whole, _halves, _bytes][kind](panels)
-    bias = _row(part.bias.float(), part.pad)
+    # what is padding of the head can never be chosen
+    bias = _row(bias, -math.inf if part.head else 0.0)
     return torch.cat([bias.view(torch.uint8), packed.reshape(-1).view(torch.uint8)])
 
 
@@ -420,154 +382,3 @@ def _bytes(panels: Tensor) -> Tensor:
     scales = scales.contiguous().view(torch.uint8).flatten(2)
     packed = torch.cat([scales, words.contiguous().view(torch.uint8).flatten(2)], 2).flatten(1)
     return packed[:, : packed.shape[1] - (-inputs % GROUP) // 2 * 2 * wide].contiguous()
-
-
-def _ready(factors: Tensor, turns: bool) -> Tensor:
-    """What queries are multiplied by, head by head, and whether the layer rotates."""
-    return _floats(torch.cat([factors, torch.tensor([float(turns)])]))
-
-
-def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
-    config: Any = model.config
-    if config.add_cross_attention:
-        raise Unsupported("cross attention")
-    width, heads = config.n_embd, config.n_head
-    layout = Layout(
-        layers=config.n_layer,
-        width=width,
-        heads=heads,
-        groups=heads,
-        size=width // heads,
-        hidden=config.n_inner or 4 * width,
-        words=config.vocab_size,
-        places=config.n_positions,
-        rms=False,
-        gated=False,
-        activation=_activation(config.activation_function),
-        learned=True,
-        epsilon=config.layer_norm_epsilon,
-    )
-    take = state.pop
-    parts: list[Part] = [Table(take(f"transformer.{name}.weight")) for name in ("wte", "wpe")]
-    for n in range(layout.layers):
-        at = f"transformer.h.{n}."
-
-        def both(name: str, at: str = at) -> tuple[Tensor, Tensor]:
-            return take(f"{at}{name}.weight"), take(f"{at}{name}.bias")
-
-        factors = _sharpness(config, layout)
-        if not config.scale_attn_weights:
-            factors = factors * layout.size**0.5
-        if config.scale_attn_by_inverse_layer_idx:
-            factors = factors / (n + 1)
-        parts += [*map(_floats, both("ln_1")), Product(*both("attn.c_attn"))]
-        parts += [_ready(factors, False), Product(*both("attn.c_proj"))]
-        parts += map(_floats, both("ln_2"))
-        parts += [Product(*both("mlp.c_fc")), Product(*both("mlp.c_proj"))]
-    parts += [_floats(take(f"transformer.ln_f.{name}")) for name in ("weight", "bias")]
-    return layout, [*parts, _head(state)]
-
-
-def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
-    config: Any = model.config
-    heads = config.num_attention_heads
-    layout = Layout(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=heads,
-        groups=config.num_key_value_heads,
-        size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        hidden=config.intermediate_size,
-        words=config.vocab_size,
-        places=config.max_position_embeddings,
-        rms=True,
-        gated=True,
-        activation=_activation(config.hidden_act),
-        learned=False,
-        epsilon=config.rms_norm_eps,
-        whitened="model.layers.0.self_attn.q_norm.weight" in state,
-    )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise Unsupported("attention in a sliding window")
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "layer_types", None) is None:
-        raise Unsupported("attention in a sliding window")
-    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
-    if layout.size % 2 or heads % layout.groups:
-        raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
-    nothing = torch.zeros(padded(layout.width))  # RMSNorm shifts by nothing
-    parts: list[Part] = [Table(state.pop("model.embed_tokens.weight"))]
-    for n in range(layout.layers):
-        at = f"model.layers.{n}."
-
-        def norm(name: str, at: str = at) -> list[Tensor]:
-            return [_floats(state.pop(f"{at}{name}.weight")), nothing]
-
-        def linear(name: str, at: str = at) -> tuple[Tensor, Tensor]:
-            weight = state.pop(f"{at}{name}.weight").T
-            bias = state.pop(f"{at}{name}.bias", None)
-            return weight, torch.zeros(weight.shape[1]) if bias is None else bias
-
-        attention = [linear(f"self_attn.{name}_proj") for name in "qkv"]
-        middle = [linear(f"mlp.{name}_proj") for name in ("gate", "up")]
-        middle = [(_row(w), _row(b)) for w, b in middle]  # either begins with a panel
-        parts += [*norm("input_layernorm"), _beside(attention)]
-        parts += [_ready(_sharpness(config, layout), bool(turning[n]))]
-        if layout.whitened:
-            parts += [_floats(state.pop(f"{at}self_attn.{x}_norm.weight")) for x in "qk"]
-        parts += [Product(*linear("self_attn.o_proj"))]
-        parts += [*norm("post_attention_layernorm"), _beside(middle)]
-        parts += [Product(*linear("mlp.down_proj"))]
-    parts += [_floats(state.pop("model.norm.weight")), nothing]
-    return layout, [*parts, _head(state)]
-
-
-_LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
-_FAMILIES = {
-    "GPT2LMHeadModel": _gpt2,
-    **{f"{name}ForCausalLM": _llama for name in _LIKE_LLAMA},
-}
-
-
-def _beside(layers: list[tuple[Tensor, Tensor]]) -> Product:
-    """Several products of the same inputs as one."""
-    return Product(torch.cat([w for w, _ in layers], 1), torch.cat([b for _, b in layers]))
-
-
-def _head(state: dict[str, Tensor]) -> Product:
-    """What is padding can never be chosen: its bias is minus infinity."""
-    weight = state.pop("lm_head.weight").T
-    bias = state.pop("lm_head.bias", torch.zeros(weight.shape[1]))
-    return Product(weight, bias, -math.inf)
-
-
-def _sharpness(config: Any, layout: Layout) -> Tensor:
-    """What scores are multiplied by, and so the queries: (heads)."""
-    kind = config._attn_implementation or "eager"
-    if kind not in ATTENTIONS:
-        raise Unsupported(f"attention {kind}")
-    temperature = torch.ones(())
-    if kind == "community":
-        if getattr(config, "attention_sink", False):
-            raise Unsupported("attention_sink")
-        given = getattr(config, "attention_temperature", None)
-        temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32)
-    return (layout.size**-0.5 / temperature).expand(layout.heads)
-
-
-def _activation(name: str) -> int:
-    if name not in ACTIVATIONS:
-        raise Unsupported(f"activation {name}")
-    return ACTIVATIONS[name]
-
-
-def _rotary(model: nn.Module, size: int) -> tuple[Tensor, float]:
-    """Angles per position, (size / 2), and what cosine and sine are multiplied by."""
-    config: Any = model.config
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in FIXED_TURNS:
-        raise Unsupported(f"rotary positions of type {kind}")
-    module: Any = model.get_submodule("model.rotary_emb")
-    if len(module.inv_freq) * 2 != size:
-        raise Unsupported("rotary positions for a part of the head")
-    return module.inv_freq.detach().float(), float(module.attention_scaling)

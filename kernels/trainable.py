@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from community.kernels.build import lanes
-from community.kernels.gpt import ACTIVATIONS, FIXED_TURNS, Unsupported
+from community.kernels.weights import ACTIVATIONS, FIXED_TURNS, Unsupported
 
 QUERIES = 64  # of a head at a time, as in train.c
 LAYER = (  # parts of a layer, in the order of train.c

@@ -34,8 +34,9 @@ from community.agents.decoding import (
 from community.agents.transformer import Shape
 from community.kernels import bench_generation, build, gpt
 from community.kernels.ecosystem import register
-from community.kernels.gpt import LanguageModel, Unsupported
+from community.kernels.gpt import LanguageModel
 from community.kernels.timing import worst
+from community.kernels.weights import Unsupported
 from community.models import find_model
 from community.packaged import weights as packaged
 from community.types import Decoding

@@ -18,8 +18,8 @@ from transformers import GPTNeoXForCausalLM, PreTrainedModel
 
 from community.agents.muon import Muon
 from community.kernels import build, train
-from community.kernels.gpt import Unsupported
 from community.kernels.train import Trainer
+from community.kernels.weights import Unsupported
 
 STILL: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 RELU: dict[str, Any] = {"activation_function": "relu", "n_inner": 30, "n_embd": 64, "n_head": 1}
