@@ -29,7 +29,6 @@ from community.kernels.build import Program, lanes
 
 _HALVES = (torch.float16, torch.bfloat16)
 ALPHAS = (1.5, 2.0)
-_ROWS = 6  # as in tiles.h
 _CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 
 
@@ -276,7 +275,8 @@ def _room(keys: Tensor, workers: int) -> Tensor:
     """As ROOM in entmax.c."""
     columns, (length, width) = 2 * lanes(), keys.shape[-2:]
     padded = -(-length // columns) * columns
-    return keys.new_empty(workers * ((_ROWS + 3) * (padded + columns) + padded * width))
+    rows = 8 if lanes() == 16 else 6  # ROWS in tiles.h
+    return keys.new_empty(workers * ((rows + 3) * (padded + columns) + padded * width))
 
 
 # -- in torch --------------------------------------------------------------------------

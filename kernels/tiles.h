@@ -10,7 +10,11 @@
 #include <immintrin.h> /* what the vectors of the dialect do not offer */
 #endif
 
+#if LANES == 16 /* half as many registers hold 6 rows */
+#define ROWS 8
+#else
 #define ROWS 6
+#endif
 #define COLS (2 * LANES)
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
@@ -19,6 +23,8 @@
 #define BITS(x) (*(veci *)&(x))
 #ifdef __OPENCL_VERSION__
 typedef float four __attribute__((ext_vector_type(4), aligned(4)));
+#define FOUR(p) (*(GLOBAL const four *)(p))
+#define TO_FOUR(p) (*(GLOBAL four *)(p))
 #else
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
@@ -64,33 +70,27 @@ INLINE float total(vec x) {
 
 /* c (rows x COLS) = or += a (rows x depth) b (depth x COLS), a[i][k] at a[i * ai + k * ak]. Rows
  * after the last repeat it, in a and in c, and so write the same numbers once more. */
+#define ONCE(f) f(0) f(1) f(2) f(3) f(4) f(5)
+#if ROWS == 8
+#define EACH(f) ONCE(f) f(6) f(7)
+#else
+#define EACH(f) ONCE(f)
+#endif
+#define AT(r) GLOBAL const float *a##r = a + MIN(r, rows - 1) * ai;
+#define TO(r) GLOBAL float *c##r = c + MIN(r, rows - 1) * ci;
+#define OPEN(r) vec x##r = ALL(0.0f), y##r = ALL(0.0f);
+#define LOAD(r) x##r = CVEC(c##r), y##r = CVEC(c##r + LANES);
+#define TAKE(r) by = ALL(a##r[at]), x##r += by * left, y##r += by * right;
+#define STORE(r) VEC(c##r) = x##r, VEC(c##r + LANES) = y##r;
 INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b, int bk, int depth,
                     GLOBAL float *c, int ci, int rows, int add) {
-    int r1 = MIN(1, rows - 1), r2 = MIN(2, rows - 1), r3 = MIN(3, rows - 1);
-    int r4 = MIN(4, rows - 1), r5 = MIN(5, rows - 1);
-    GLOBAL const float *a0 = a, *a1 = a + r1 * ai, *a2 = a + r2 * ai;
-    GLOBAL const float *a3 = a + r3 * ai, *a4 = a + r4 * ai, *a5 = a + r5 * ai;
-    GLOBAL float *c0 = c, *c1 = c + r1 * ci, *c2 = c + r2 * ci;
-    GLOBAL float *c3 = c + r3 * ci, *c4 = c + r4 * ci, *c5 = c + r5 * ci;
-    vec x0 = ALL(0.0f), x1 = x0, x2 = x0, x3 = x0, x4 = x0, x5 = x0;
-    vec y0 = x0, y1 = x0, y2 = x0, y3 = x0, y4 = x0, y5 = x0;
-    if (add) {
-        x0 = CVEC(c0), x1 = CVEC(c1), x2 = CVEC(c2), x3 = CVEC(c3), x4 = CVEC(c4), x5 = CVEC(c5);
-        y0 = CVEC(c0 + LANES), y1 = CVEC(c1 + LANES), y2 = CVEC(c2 + LANES);
-        y3 = CVEC(c3 + LANES), y4 = CVEC(c4 + LANES), y5 = CVEC(c5 + LANES);
-    }
+    EACH(AT) EACH(TO) EACH(OPEN)
+    if (add) { EACH(LOAD) }
     for (int k = 0, at = 0; k < depth; k++, at += ak, b += bk) {
         vec left = CVEC(b), right = CVEC(b + LANES), by;
-        by = ALL(a0[at]), x0 += by * left, y0 += by * right;
-        by = ALL(a1[at]), x1 += by * left, y1 += by * right;
-        by = ALL(a2[at]), x2 += by * left, y2 += by * right;
-        by = ALL(a3[at]), x3 += by * left, y3 += by * right;
-        by = ALL(a4[at]), x4 += by * left, y4 += by * right;
-        by = ALL(a5[at]), x5 += by * left, y5 += by * right;
+        EACH(TAKE)
     }
-    VEC(c0) = x0, VEC(c1) = x1, VEC(c2) = x2, VEC(c3) = x3, VEC(c4) = x4, VEC(c5) = x5;
-    VEC(c0 + LANES) = y0, VEC(c1 + LANES) = y1, VEC(c2 + LANES) = y2;
-    VEC(c3 + LANES) = y3, VEC(c4 + LANES) = y4, VEC(c5 + LANES) = y5;
+    EACH(STORE)
 }
 
 /* x (n, d) -> panels (d, COLS) of COLS positions, zeros after the last. */
@@ -109,6 +109,17 @@ INLINE void pack(GLOBAL const float *x, int n, int d, GLOBAL float *panels) {
                 _mm_storeu_ps(panels + (c + 1) * COLS + j, b);
                 _mm_storeu_ps(panels + (c + 2) * COLS + j, e);
                 _mm_storeu_ps(panels + (c + 3) * COLS + j, f);
+            }
+#elif defined(__OPENCL_VERSION__)
+        for (; j + 4 <= here; j += 4)
+            for (int c = 0; c < d; c += 4) {
+                GLOBAL const float *x = from + j * d + c;
+                GLOBAL float *to = panels + c * COLS + j;
+                four a = FOUR(x), b = FOUR(x + d), e = FOUR(x + 2 * d), f = FOUR(x + 3 * d);
+                TO_FOUR(to) = (four)(a.s0, b.s0, e.s0, f.s0);
+                TO_FOUR(to + COLS) = (four)(a.s1, b.s1, e.s1, f.s1);
+                TO_FOUR(to + 2 * COLS) = (four)(a.s2, b.s2, e.s2, f.s2);
+                TO_FOUR(to + 3 * COLS) = (four)(a.s3, b.s3, e.s3, f.s3);
             }
 #endif
         for (; j < COLS; j++)
