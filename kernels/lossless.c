@@ -25,12 +25,7 @@ typedef u32 quad __attribute__((aligned(1), may_alias));
 INLINE u64 stream(GLOBAL const u8 *restrict from, i64 at) {
     GLOBAL const u8 *p = from + (at >> 3);
     int s = at & 7;
-    u64 low = 0;
-#ifdef __OPENCL_VERSION__
-    for (int i = 0; i < 8; i++) low |= (u64)p[i] << (8 * i);
-#else
-    memcpy(&low, p, 8);
-#endif
+    u64 low = *(GLOBAL const word *)p;
     return s ? low >> s | (u64)p[8] << (64 - s) : low;
 }
 
@@ -47,13 +42,24 @@ INLINE u64 deposit(u64 x, u64 mask) {
 #endif
 }
 
-INLINE int ones(u64 x) {
+INLINE int ones(u64 x) { return __builtin_popcountll(x); }
+
 #ifdef __OPENCL_VERSION__
-    return (int)popcount(x);
-#else
-    return __builtin_popcountll(x);
-#endif
+typedef u8 bytes __attribute__((ext_vector_type(64), aligned(1)));
+typedef i8 chosen __attribute__((ext_vector_type(64)));
+#define EIGHT(n) n, n, n, n, n, n, n, n
+#define BIT_BY_BIT 1, 2, 4, 8, 16, 32, 64, 128
+
+/* Byte i is -1 where bit i is set. */
+INLINE chosen spread(u64 mask) {
+    uchar8 parts = __builtin_astype(mask, uchar8);
+    bytes each = __builtin_shufflevector(parts, parts, EIGHT(0), EIGHT(1), EIGHT(2), EIGHT(3),
+                                         EIGHT(4), EIGHT(5), EIGHT(6), EIGHT(7));
+    bytes bit = (bytes)(BIT_BY_BIT, BIT_BY_BIT, BIT_BY_BIT, BIT_BY_BIT, BIT_BY_BIT, BIT_BY_BIT,
+                        BIT_BY_BIT, BIT_BY_BIT);
+    return (each & bit) != (bytes)(0);
 }
+#endif
 
 /* table[code] for 64 codes of four bits, given as four planes */
 INLINE void look_up(u64 k0, u64 k1, u64 k2, u64 k3, GLOBAL const u8 *restrict table, u8 *e) {
@@ -77,6 +83,12 @@ INLINE void look_up(u64 k0, u64 k1, u64 k2, u64 k3, GLOBAL const u8 *restrict ta
         __m128i code = _mm_loadu_si128((const __m128i *)half);
         _mm_storeu_si128((__m128i *)(e + i), _mm_shuffle_epi8(all, code));
     }
+#elif defined(__OPENCL_VERSION__)
+    chosen m0 = spread(k0), m1 = spread(k1), m2 = spread(k2), m3 = spread(k3);
+#define OF_2(n) (m0 ? (bytes)(table[n + 1]) : (bytes)(table[n]))
+#define OF_4(n) (m1 ? OF_2(n + 2) : OF_2(n))
+#define OF_8(n) (m2 ? OF_4(n + 4) : OF_4(n))
+    *(bytes *)e = m3 ? OF_8(8) : OF_8(0);
 #else
     for (int i = 0; i < 64; i++)
         e[i] = table[(k0 >> i & 1) | (k1 >> i & 1) << 1 | (k2 >> i & 1) << 2 | (k3 >> i & 1) << 3];
