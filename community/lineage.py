@@ -160,7 +160,8 @@ def _verdicts(conn: Connection, row: int) -> list[dict[str, Any]]:
 def _votes(conn: Connection, row: int) -> list[dict[str, Any]]:
     """What each member said last and most often of the idea's task: a vote for it or another.
 
-    The score is 1 where the answer is the idea's; `reliability` is what weighs the vote.
+    The score is 1 where the answer is the idea's. `reliability` is the judge's in that round, on
+    average over the round's domains: votes are weighed domain by domain.
     """
     this, count = ideas.alias(), func.count()
     same = and_(ideas.c.task == this.c.task, ideas.c.round == this.c.round, ideas.c.answer != "")

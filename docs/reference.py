@@ -97,7 +97,8 @@ TABLES = {
     "parents": "The ideas that the author of an idea had read.",
     "verdicts": "Who judged what: an idea, or `idea` against `other` (score 1: idea is better).",
     "rankings": "The ideas of a task in order. Place 1 is best.",
-    "reliability": "How far a judge was to be trusted: 1 follows the truth, 0 is noise.",
+    "reliability": "How far a judge was to be trusted: 1 follows the truth, 0 is noise;"
+    " the mean over the round's domains, each of which is ranked by itself.",
     "edges": "Who read whom, in rounds with a conversation.",
     "lessons": "What is to be learned, by whom, from which idea, and why.",
     "learnings": "One row for the members' learning after a round; 0 is the start.",
