@@ -71,8 +71,7 @@ class CProgram:
 
     def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
         call = self._kernels.get(kernel) or self._typed(kernel, arguments)
-        passed: list[Any] = [*arguments]
-        call(*[x if type(x) in _NUMBERS else x.data_ptr() for x in passed], items)
+        call(*[x if type(x) in _NUMBERS else x.data_ptr() for x in arguments], items)  # type: ignore[union-attr]
 
     def _typed(self, kernel: str, arguments: tuple[Argument, ...]) -> Callable[..., None]:
         """A kernel that knows its parameters: half of a call's time went into telling it."""

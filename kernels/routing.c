@@ -4,7 +4,7 @@
  * Choosing works on LANES tokens at a time, one in each lane: their logits are transposed, and an
  * expert is put into the sorted lists of all of them at once, without a branch.
  */
-#include "items.h"
+#include "turn.h"
 
 #ifdef __OPENCL_VERSION__
 #define BITS(v) __builtin_astype((v), veci)
@@ -66,9 +66,13 @@ INLINE vec tail(vec x) { return exponential(FLOATS(BITS(x) | ALLI((int)0x8000000
  * every lane, or NaN where a logit is not finite. */
 INLINE vec transposed(GLOBAL const float *logits, int left, int experts, GLOBAL float *to) {
     vec spoiled = ALL(0.0f);
-    for (int lane = 0; lane < LANES; lane++) {
+    int whole = left < LANES ? 0 : experts / 4 * 4;
+    for (int lane = 0; lane < LANES; lane += 4)
+        for (int e = 0; e < whole; e += 4)
+            turn_four(logits + (i64)lane * experts + e, experts, to + e * LANES + lane, LANES);
+    for (int lane = 0; lane < LANES && whole < experts; lane++) {
         GLOBAL const float *from = logits + (i64)MIN(lane, left - 1) * experts;
-        for (int e = 0; e < experts; e++) to[e * LANES + lane] = from[e];
+        for (int e = whole; e < experts; e++) to[e * LANES + lane] = from[e];
     }
     for (int e = 0; e < experts; e++) spoiled += CVEC(to + e * LANES) * 0.0f;
     return spoiled;
@@ -156,15 +160,20 @@ INLINE void normalise(GLOBAL float *x, int k, int sigmoid) {
 
 /* -- sorting ------------------------------------------------------------------------ */
 
-/* Pairs of token and choice by expert, in their order: a counting sort. Returns whether every
+/* How many pairs each expert has, one place further in offsets (count + 1). Returns whether every
  * expert is one of those there are; without, nothing else is of use. */
-INLINE int sort(GLOBAL const i64 *experts, int pairs, int count, GLOBAL i64 *order,
-                GLOBAL i64 *place, GLOBAL i64 *offsets) {
+INLINE int counted(GLOBAL const i64 *experts, int pairs, int count, GLOBAL i64 *offsets) {
     for (int e = 0; e <= count; e++) offsets[e] = 0;
     for (int i = 0; i < pairs; i++) {
         if (experts[i] < 0 || experts[i] >= count) return 0;
         offsets[experts[i] + 1]++;
     }
+    return 1;
+}
+
+/* Pairs of token and choice by expert, in their order: a counting sort of what was counted. */
+INLINE void sort(GLOBAL const i64 *experts, int pairs, int count, GLOBAL i64 *order,
+                 GLOBAL i64 *place, GLOBAL i64 *offsets) {
     for (int e = 0; e < count; e++) offsets[e + 1] += offsets[e];
     for (int i = 0; i < pairs; i++) {
         i64 to = offsets[experts[i]]++;
@@ -173,7 +182,6 @@ INLINE int sort(GLOBAL const i64 *experts, int pairs, int count, GLOBAL i64 *ord
     }
     for (int e = count; e > 0; e--) offsets[e] = offsets[e - 1];
     offsets[0] = 0;
-    return 1;
 }
 
 /* logits (n, experts) -> weights and chosen (n, k), order and place (n k), offsets (experts + 1);
@@ -187,6 +195,7 @@ KERNEL route(GLOBAL const float *logits, GLOBAL const float *bias, GLOBAL float 
     GLOBAL int *which = (GLOBAL int *)(found + (k + AT_ONCE) * LANES);
     FOR_ITEMS(item, items) {
         vec spoiled = ALL(0.0f);
+        for (int e = 0; e <= experts; e++) offsets[e] = 0;
         for (int t = 0; t < n; t += LANES) {
             int here = MIN(LANES, n - t);
             GLOBAL const float *x = logits + (i64)t * experts;
@@ -201,8 +210,10 @@ KERNEL route(GLOBAL const float *logits, GLOBAL const float *bias, GLOBAL float 
             for (int i = 0; i < here; i++)
                 for (int j = 0; j < k; j++) {
                     i64 to = (i64)(t + i) * k + j;
+                    int expert = which[j * LANES + i];
                     weights[to] = found[j * LANES + i];
-                    chosen[to] = which[j * LANES + i];
+                    chosen[to] = expert;
+                    offsets[expert + 1]++;
                 }
         }
         *fault = 0;
@@ -218,7 +229,10 @@ KERNEL route(GLOBAL const float *logits, GLOBAL const float *bias, GLOBAL float 
  * none. One item. */
 KERNEL route_sort(GLOBAL const i64 *chosen, GLOBAL i64 *order, GLOBAL i64 *place,
                   GLOBAL i64 *offsets, GLOBAL i64 *fault, int pairs, int experts, int items) {
-    FOR_ITEMS(item, items) *fault = !sort(chosen, pairs, experts, order, place, offsets);
+    FOR_ITEMS(item, items) {
+        *fault = !counted(chosen, pairs, experts, offsets);
+        if (!*fault) sort(chosen, pairs, experts, order, place, offsets);
+    }
 }
 
 /* The gradient of the logits, which is zeros before; an item is a token. */

@@ -70,7 +70,7 @@ def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "so
     decide = _routed if plain(wide) else _route
     found = decide(wide, bias, k, scoring == "sigmoid")
     if wide is logits:
-        return Route(*found)
+        return Route._make(found)
     return Route(found[0].to(logits.dtype), *found[1:])
 
 
@@ -153,20 +153,19 @@ def combine(rows: Tensor, chosen: Route) -> Tensor:
 
 def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
     """Raises ValueError for what `route` cannot compute, apart from numbers that are not finite."""
-    if logits.dim() != 2 or not logits.shape[1]:
-        raise ValueError(f"logits must be (tokens, experts); got {tuple(logits.shape)}")
+    shape = logits.shape
+    if len(shape) != 2 or not shape[1]:
+        raise ValueError(f"logits must be (tokens, experts); got {tuple(shape)}")
     if logits.dtype not in _DTYPES:
         raise ValueError(f"logits must be of a floating dtype; got {logits.dtype}")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"k is {k}, and must be from 1 to {logits.shape[1]}, the experts")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= shape[1]:
+        raise ValueError(f"k is {k}, and must be from 1 to {shape[1]}, the experts")
     if scoring not in SCORINGS:
         raise ValueError(f"scoring is {scoring!r}, and must be one of {', '.join(SCORINGS)}")
     if bias is None:
         return
-    if bias.shape != logits.shape[1:]:
-        raise ValueError(
-            f"bias must be {logits.shape[1]} numbers, one an expert; got {tuple(bias.shape)}"
-        )
+    if bias.shape != shape[1:]:
+        raise ValueError(f"bias must be {shape[1]} numbers, one an expert; got {tuple(bias.shape)}")
     if not bias.is_floating_point():
         raise ValueError(f"bias must be of a floating dtype; got {bias.dtype}")
     if bias.device != logits.device:
@@ -200,7 +199,10 @@ def plain(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or traces: then a function is called in place of its operation,
     whose call alone costs as much as routing 500 tokens."""
     learning = torch.is_grad_enabled()
-    return not any((learning and x.requires_grad) or unknown(x) for x in tensors)
+    for x in tensors:  # noqa: SIM110  (a generator takes longer than what it asks)
+        if (learning and x.requires_grad) or unknown(x):
+            return False
+    return True
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

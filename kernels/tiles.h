@@ -5,7 +5,7 @@
  */
 #ifndef TILES_H
 #define TILES_H
-#include "items.h"
+#include "turn.h"
 #if !defined(__OPENCL_VERSION__) && defined(__AVX__)
 #include <immintrin.h> /* what the vectors of the dialect do not offer */
 #endif
@@ -21,13 +21,6 @@
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define BITS(x) (*(veci *)&(x))
-#ifdef __OPENCL_VERSION__
-typedef float four __attribute__((ext_vector_type(4), aligned(4)));
-#define FOUR(p) (*(GLOBAL const four *)(p))
-#define TO_FOUR(p) (*(GLOBAL four *)(p))
-#else
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-#endif
 
 /* The larger in every lane; b where one of the two is NaN. */
 INLINE vec greater(vec a, vec b) {
@@ -98,30 +91,9 @@ INLINE void pack(GLOBAL const float *x, int n, int d, GLOBAL float *panels) {
     for (int p = 0; p < n; p += COLS, panels += d * COLS) {
         int here = MIN(COLS, n - p), j = 0;
         GLOBAL const float *from = x + (i64)p * d;
-#if !defined(__OPENCL_VERSION__) && defined(__SSE__)
         for (; j + 4 <= here; j += 4)
-            for (int c = 0; c < d; c += 4) {
-                __m128 a = _mm_loadu_ps(from + j * d + c), b = _mm_loadu_ps(from + (j + 1) * d + c);
-                __m128 e = _mm_loadu_ps(from + (j + 2) * d + c);
-                __m128 f = _mm_loadu_ps(from + (j + 3) * d + c);
-                _MM_TRANSPOSE4_PS(a, b, e, f);
-                _mm_storeu_ps(panels + c * COLS + j, a);
-                _mm_storeu_ps(panels + (c + 1) * COLS + j, b);
-                _mm_storeu_ps(panels + (c + 2) * COLS + j, e);
-                _mm_storeu_ps(panels + (c + 3) * COLS + j, f);
-            }
-#elif defined(__OPENCL_VERSION__)
-        for (; j + 4 <= here; j += 4)
-            for (int c = 0; c < d; c += 4) {
-                GLOBAL const float *x = from + j * d + c;
-                GLOBAL float *to = panels + c * COLS + j;
-                four a = FOUR(x), b = FOUR(x + d), e = FOUR(x + 2 * d), f = FOUR(x + 3 * d);
-                TO_FOUR(to) = (four)(a.s0, b.s0, e.s0, f.s0);
-                TO_FOUR(to + COLS) = (four)(a.s1, b.s1, e.s1, f.s1);
-                TO_FOUR(to + 2 * COLS) = (four)(a.s2, b.s2, e.s2, f.s2);
-                TO_FOUR(to + 3 * COLS) = (four)(a.s3, b.s3, e.s3, f.s3);
-            }
-#endif
+            for (int c = 0; c < d; c += 4)
+                turn_four(from + j * d + c, d, panels + c * COLS + j, COLS);
         for (; j < COLS; j++)
             for (int c = 0; c < d; c++) panels[c * COLS + j] = j < here ? from[j * d + c] : 0.0f;
     }
