@@ -504,8 +504,7 @@ static GLOBAL const u8 *forward(const Model *m, int rows) {
         w = normed(m, w, rows);
         w = product(m, m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
         w = ready(m, w, &how);
-        for (int r = 0; r < rows; r++) keep(m, &how, layer, r);
-        for (int r = 0; r < rows; r++) attend(m, layer, r);
+        for (int r = 0; r < rows; r++) keep(m, &how, layer, r), attend(m, layer, r);
         w = product(m, m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
         w = normed(m, w, rows);
         w = product(m, m->n, m->width_p, m->width, w, m->middle, m->middle_p, m->middle_p, rows, 0);
