@@ -28,7 +28,7 @@ from sqlalchemy import (
     true,
 )
 
-from community import audit, rows, tables
+from community import audit, holdout, rows, tables
 from community.database import engine_of, file_of, name_of, transaction, url_of
 from community.errors import CommunityError
 from community.tables import (
@@ -39,7 +39,6 @@ from community.tables import (
     members,
     meta,
     reliability,
-    reserved,
     rounds,
     scores,
     spent,
@@ -168,14 +167,7 @@ class Ledger:
         """
         with rows.seldom_collected(), self._writing() as conn:
             self._refuse_twice(conn, rounds, round.n, "round")
-            _hold_out(conn, [t for t in round.tasks if t.split != "train"])
-            held = _held_out(conn, [t.id for t in round.tasks] + [x.task for x in round.lessons])
-            for task in round.tasks:
-                if task.split == "train" and task.id in held:
-                    raise _leak(f"the train task {task.prompt!r}", held[task.id])
-            for lesson in round.lessons:
-                if lesson.task in held:
-                    raise _leak(f"the task of a lesson for {lesson.learner}", held[lesson.task])
+            holdout.admit(conn, round)
             rows.write_round(conn, round, audit.round_digest(round))
 
     def learned(self, learning: Learning) -> None:
@@ -193,7 +185,7 @@ class Ledger:
         Raises CommunityError for a task that is in two splits, ValueError for a train task.
         """
         with self._writing() as conn:
-            _hold_out(conn, list(tasks))
+            holdout.hold_out(conn, list(tasks))
 
     def _refuse_twice(self, conn: Connection, table: Table, n: int, what: str) -> None:
         if conn.scalar(select(table.c.n).where(table.c.n == n)) is not None:
@@ -312,7 +304,7 @@ class Ledger:
         """The idea whose id starts so. Raises CommunityError if there is none, or several."""
         with self.reading() as conn:
             full = _full_id(conn, ideas, id, "idea")
-            return next(rows.read_ideas(conn, rows.with_ids(ideas, ideas.c.id == full)))
+            return next(rows.read_ideas(conn, tables.with_ids(ideas, ideas.c.id == full)))
 
     def task(self, id: str) -> Task:
         """The task whose id starts so, as first posed. Raises CommunityError as `idea` does."""
@@ -359,48 +351,10 @@ def _per_round(conn: Connection, table: Table) -> dict[int, int]:
 def _full_id(conn: Connection, table: Table, prefix: str, what: str) -> str:
     # a range and not LIKE: it uses the index everywhere, and "g" follows all hex digits
     starts = and_(table.c.id >= prefix, table.c.id < prefix + "g")
-    near = select(table.c.id).where(rows.with_ids(table, starts))
+    near = select(table.c.id).where(tables.with_ids(table, starts))
     found = conn.scalars(near.distinct().order_by(table.c.id).limit(3)).all()
     if not found:
         raise CommunityError(f"no {what} has an id that starts with {prefix!r}")
     if len(found) > 1:
         raise CommunityError(f"several {what}s start with {prefix!r}: {', '.join(found)}…")
     return str(found[0])
-
-
-# -- held-out tasks ------------------------------------------------------------------------
-
-
-def _held_out(conn: Connection, ids: Iterable[str]) -> dict[str, str]:
-    """Task id -> split, for those of `ids` that are reserved."""
-    held: dict[str, str] = {}
-    for part in rows.chunks(set(ids)):
-        query = select(reserved.c.task, reserved.c.split).where(reserved.c.task.in_(part))
-        held |= rows.mapping_of(conn, query)
-    return held
-
-
-def _hold_out(conn: Connection, wanted: Sequence[Task]) -> None:
-    """Reserve tasks of validation and holdout."""
-    held = _held_out(conn, [t.id for t in wanted])
-    new: dict[str, str] = {}
-    for task in wanted:
-        if task.split == "train":
-            raise ValueError(f"only validation and holdout tasks can be reserved, not {task}")
-        split = held.get(task.id) or new.setdefault(task.id, task.split)
-        if split != task.split:
-            raise _leak(f"the {task.split} task {task.prompt!r}", split)
-    for part in rows.chunks(new):
-        query = select(tasks.c.prompt).where(tasks.c.id.in_(part), tasks.c.split == "train")
-        if (prompt := conn.scalar(query.limit(1))) is not None:
-            raise _leak(f"the held-out task {prompt!r}", "train")
-    if new:
-        conn.execute(insert(reserved), [{"task": t, "split": s} for t, s in new.items()])
-        audit.seal_start(conn)
-
-
-def _leak(what: str, split: str) -> CommunityError:
-    return CommunityError(
-        f"{what} belongs to the {split} split by content and cannot be used here;"
-        " give the splits of the arena different seeds"
-    )

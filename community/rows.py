@@ -15,13 +15,12 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, insert, select
 
 from community.tables import (
     checkpoints,
     edges,
     ideas,
-    in_a_round,
     index_ideas,
     learnings,
     lessons,
@@ -34,6 +33,7 @@ from community.tables import (
     tasks,
     taught,
     verdicts,
+    with_ids,
 )
 from community.types import (
     Checkpoint,
@@ -81,11 +81,6 @@ def seldom_collected() -> Iterator[None]:
 def mapping_of(conn: Connection, query: Select[Any]) -> dict[Any, Any]:
     """First column -> second column."""
     return dict(conn.execute(query).all())
-
-
-def with_ids(table: Table, ids: ColumnElement[bool]) -> ColumnElement[bool]:
-    """What is asked of the ids in tasks, ideas or lessons, put so that an index answers."""
-    return and_(in_a_round, ids) if table is ideas else ids
 
 
 def rows_of(conn: Connection, table: Table, ids: Iterable[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Double,
     ForeignKey,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
     delete,
     insert,
     inspect,
@@ -157,8 +159,6 @@ ideas = Table(
     Index("ideas_round", "round"),
     Index("ideas_checkpoint", "checkpoint"),
 )
-in_a_round = ideas.c.round.in_(select(rounds.c.n))
-"""True of every idea; whoever looks for ids says it, so that `by_id` is used."""
 parents = Table(
     "parents",
     metadata,
@@ -286,6 +286,12 @@ spent = Table(
 
 SCHEMA = "schema"
 """The row of `meta` that holds the version: how many of MIGRATIONS were taken."""
+
+
+def with_ids(table: Table, ids: ColumnElement[bool]) -> ColumnElement[bool]:
+    """What is asked of the ids in tasks, ideas or lessons, put so that an index answers: every
+    idea is in a round, and whoever says so has `by_id` used."""
+    return and_(ideas.c.round.in_(select(rounds.c.n)), ids) if table is ideas else ids
 
 
 def create_tables(conn: Connection) -> None:

@@ -46,7 +46,7 @@ from sqlalchemy import (
     text,
 )
 
-from community import database, rows, tables
+from community import database, tables
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Order, Query, count, search
@@ -195,7 +195,7 @@ def test_an_index_finds_an_id_in_a_new_ledger_and_in_a_renewed_one(tmp_path: Pat
             names = {index["name"] for index in inspect(conn).get_indexes("ideas")}
             assert "ideas_by_id" in names and "ideas_id" not in names
             wanted = select(tables.ideas.c.row).where(
-                rows.with_ids(tables.ideas, tables.ideas.c.id == make_round(2).ideas[0].id)
+                tables.with_ids(tables.ideas, tables.ideas.c.id == make_round(2).ideas[0].id)
             )
             asked = wanted.compile(conn, compile_kwargs={"literal_binds": True})
             plan = conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all()

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 
 from community.errors import CommunityError
 from community.ledger import Ledger
-from community.rows import mapping_of, with_ids
+from community.rows import mapping_of
 from community.tables import (
     checkpoints,
     ideas,
@@ -27,6 +27,7 @@ from community.tables import (
     tasks,
     taught,
     verdicts,
+    with_ids,
 )
 from community.types import WORLD
 
