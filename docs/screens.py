@@ -6,10 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from textual.pilot import Pilot
-
 from community.cli import run_folder
-from community.dashboard.app import Watch
+from community.dashboard.app import Watch, settled
 from community.dashboard.page import PAGES
 from community.ledger import Ledger
 
@@ -21,14 +19,6 @@ SCREENS = {
     "lineage": ("down", "down", "space", "down", "down"),
 }
 """Screen -> the keys to press there."""
-
-
-async def settled(app: Watch, pilot: Pilot[None]) -> None:
-    """Wait until everything is loaded and drawn."""
-    for _ in range(3):
-        await pilot.pause(0.05)
-        while any(worker.is_running for worker in app.workers):
-            await pilot.pause(0.05)
 
 
 async def pictures(folder: Path, to: Path) -> None:

@@ -16,9 +16,9 @@ pytest.importorskip("textual")
 from sqlalchemy import text
 from textual.pilot import Pilot
 from textual.widgets import Input
-from watching import play_talk, press, same_picture, settle, text_of, type_in, watching
+from watching import play_talk, press, same_picture, text_of, type_in, watching
 
-from community.dashboard.app import Watch
+from community.dashboard.app import Watch, settled
 from community.dashboard.graph import Graph
 from community.dashboard.kin import latest_idea
 from community.dashboard.lineage import KinTree
@@ -82,17 +82,17 @@ def test_the_mouse_opens_screens_rows_and_orders(talk: Path) -> None:
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         tabs = text_of(app).splitlines()[1]
         await pilot.click(offset=(tabs.index("Ideas"), 1))
-        await settle(app, pilot)
+        await settled(app, pilot)
         assert app.current_mode == "ideas"
         head = text_of(app).splitlines()[4]
         await pilot.click(offset=(head.index("author"), 4))
-        await settle(app, pilot)
+        await settled(app, pilot)
         assert "by author ▼" in text_of(app)
         listing = app.screen.query_one("#found", Listing)
         wanted = listing.row(3).id
         await pilot.click(offset=(20, 8))
         await pilot.click(offset=(20, 8))
-        await settle(app, pilot)
+        await settled(app, pilot)
         assert (app.current_mode, app.idea) == ("idea", wanted)
 
     watching(talk, session)
@@ -300,7 +300,7 @@ def test_branches_open_to_any_depth(talk: Path) -> None:
             node = next(n for n in node.children if kind in _kind(n.data.item))  # type: ignore[union-attr]
             seen.append(node)
             tree.move_cursor(node)
-            await settle(app, pilot)
+            await settled(app, pilot)
             await press(app, pilot, "space")
             assert node.is_expanded and node.children
         shown = text_of(app)
@@ -321,7 +321,7 @@ def test_the_path_to_the_best_is_marked_and_taken(talk: Path) -> None:
 
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         app.open_idea(loser.id, "lineage")
-        await settle(app, pilot)
+        await settled(app, pilot)
         shown = text_of(app)
         assert "★ path to the best" in shown or "no reading joins" in shown
         shown = await press(app, pilot, "b")
@@ -337,7 +337,7 @@ def test_an_idea_shows_every_verdict_and_leads_to_its_rivals(talk: Path) -> None
 
     async def session(app: Watch, pilot: Pilot[Any]) -> None:
         app.open_idea(verdict.idea)
-        await settle(app, pilot)
+        await settled(app, pilot)
         listing = app.screen.query_one("#said", Listing)
         rows = [listing.row(i) for i in range(listing.total)]
         assert {r.judge for r in rows if r.kind == "verdict"} >= {"world", verdict.judge}

@@ -26,11 +26,11 @@ from command import CROWD, Command, write_recipe
 from small_rounds import MEMBERS, META, make_learning, make_ledger, make_round, make_task
 from textual.pilot import Pilot
 from typer.testing import CliRunner
-from watching import press, settle, text_of, watching
+from watching import press, text_of, watching
 
 from community import database
 from community.cli import app as command_line
-from community.dashboard.app import Watch
+from community.dashboard.app import Watch, settled
 from community.dashboard.listing import Listing
 from community.dashboard.page import LEAST, PAGES
 from community.errors import CommunityError
@@ -52,7 +52,7 @@ def place(tmp_path: Path) -> Path:
 async def until(app: Watch, pilot: Pilot[Any], text: str) -> str:
     """The screen as soon as it shows a text; the test's own limit ends this if it never does."""
     for _ in range(600):
-        await settle(app, pilot)
+        await settled(app, pilot)
         if text in (shown := text_of(app)):
             return shown
         await pilot.pause(SHORT)
@@ -99,7 +99,7 @@ def test_a_list_stays_as_it_is_while_somebody_looks_around_in_it(
             writer.record(make_round(3))
         while listing.total < 3 * each:  # at the top the newest come by themselves
             await pilot.pause(SHORT)
-            await settle(app, pilot)
+            await settled(app, pilot)
 
     make_ledger(place, rounds=1).close()
     watching(place, session, every=SHORT)
@@ -278,11 +278,11 @@ def test_a_terminal_that_is_too_small(run: Path) -> None:
             assert "This terminal has 40 columns and 12" in shown and "make it" in shown
             assert len(shown.splitlines()) <= 12
         await pilot.resize_terminal(*LEAST)
-        await settle(app, pilot)
+        await settled(app, pilot)
         shown = text_of(app)
         assert "make it larger" not in shown and "lesson" in shown
         await pilot.resize_terminal(20, 5)
-        await settle(app, pilot)
+        await settled(app, pilot)
         assert "larger" in text_of(app)
 
     watching(run / "ledger.db", session, (40, 12))

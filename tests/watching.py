@@ -18,7 +18,7 @@ from rich.console import Console
 from textual.pilot import Pilot
 
 from community import config
-from community.dashboard.app import Watch
+from community.dashboard.app import Watch, settled
 from community.dashboard.graph import Graph
 from community.folder import create
 from community.ledger import Ledger
@@ -106,25 +106,17 @@ def watching(
         with Ledger.open(place, read_only=True) as ledger:
             app = Watch(ledger, place.parent.name, every)
             async with app.run_test(size=size) as pilot:
-                await settle(app, pilot)
+                await settled(app, pilot)
                 await session(app, pilot)
 
     asyncio.run(run())
-
-
-async def settle(app: Watch, pilot: Pilot[Any]) -> None:
-    """Wait until nothing is being loaded and everything is drawn."""
-    quiet = 0
-    while quiet < 3:
-        await pilot.pause(0.01)
-        quiet = 0 if any(w.is_running for w in app.workers) else quiet + 1
 
 
 async def press(app: Watch, pilot: Pilot[Any], *keys: str) -> str:
     """Press keys, each when the one before has had its effect; the screen afterwards."""
     for key in keys:
         await pilot.press(key)
-        await settle(app, pilot)
+        await settled(app, pilot)
     return text_of(app)
 
 
@@ -132,7 +124,7 @@ async def type_in(app: Watch, pilot: Pilot[Any], text: str) -> str:
     """Type a text and enter it."""
     names = {" ": "space", ":": "colon", "-": "minus", "+": "plus", "=": "equals_sign"}
     await pilot.press(*(names.get(letter, letter) for letter in text), "enter")
-    await settle(app, pilot)
+    await settled(app, pilot)
     return text_of(app)
 
 

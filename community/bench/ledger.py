@@ -13,6 +13,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from tempfile import TemporaryDirectory
@@ -188,30 +189,21 @@ async def screens(folder: Path) -> list[Line]:
 
     Curves of many rounds come one after the other, while keys are answered already.
     """
-    with (ready := Clock()):
-        app = extra("community.dashboard.app", "watch").Watch(
-            Ledger.open(folder / "ledger.db", read_only=True), folder.name
-        )
-        terminal = app.run_test(size=(140, 40))
-        pilot = await terminal.__aenter__()
-        while app.course is None:
-            await pilot.pause(0.01)
-    lines = [ready.line("dashboard: from its start until it knows the run", "2")]
-    for number, name in enumerate(app.MODES, 1):
-        with (clock := Clock()):
-            await pilot.press(str(number))
-            await _drawn(app, pilot)
-        lines.append(clock.line(f"dashboard: {name}, all of it drawn", "2"))
-    await terminal.__aexit__(None, None, None)
-    app.ledger.close()
+    async with AsyncExitStack() as stack:
+        with (ready := Clock()):
+            dashboard = extra("community.dashboard.app", "watch")
+            ledger = stack.enter_context(Ledger.open(folder / "ledger.db", read_only=True))
+            app = dashboard.Watch(ledger, folder.name)
+            pilot = await stack.enter_async_context(app.run_test(size=(140, 40)))
+            while app.course is None:
+                await pilot.pause(0.01)
+        lines = [ready.line("dashboard: from its start until it knows the run", "2")]
+        for number, name in enumerate(app.MODES, 1):
+            with (clock := Clock()):
+                await pilot.press(str(number))
+                await dashboard.settled(app, pilot)
+            lines.append(clock.line(f"dashboard: {name}, all of it drawn", "2"))
     return lines
-
-
-async def _drawn(app: Any, pilot: Any) -> None:
-    quiet = 0
-    while quiet < 3:
-        await pilot.pause(0.01)
-        quiet = 0 if any(worker.is_running for worker in app.workers) else quiet + 1
 
 
 # -- commands ------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
-from textual.app import SystemCommand
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.theme import Theme
 
@@ -64,6 +65,14 @@ LIGHT = Theme(
     foreground="#1B232B",
     dark=False,
 )
+
+
+async def settled(app: App[Any], pilot: Pilot[Any]) -> None:
+    """Wait until nothing is being loaded and everything is drawn; for programs at the keys."""
+    quiet = 0
+    while quiet < 3:
+        await pilot.pause(0.01)
+        quiet = 0 if any(worker.is_running for worker in app.workers) else quiet + 1
 
 
 class Watch(Host):

@@ -123,7 +123,7 @@ def course(ledger: Ledger) -> Course:
             members=len(ledger.members()),
             ideas=rows.next_row(conn, ideas) - 1,  # rows are numbered without a gap
             lessons=rows.next_row(conn, lessons) - 1,
-            tokens=_number(conn, select(func.sum(spent.c.tokens))),
+            tokens=int(conn.scalar(select(func.sum(spent.c.tokens))) or 0),
             seconds=sum(conn.scalar(select(func.sum(t.c.seconds))) or 0.0
                         for t in (rounds, learnings)),
             recent=fmean(recent) if recent else 0.0,
@@ -284,7 +284,3 @@ class Curves:
         truth = [self._arena.verify(by_id[idea.task], idea) for idea in won if idea.task in by_id]
         known = [said >= 1.0 for said in truth if said is not None]
         return sum(known) / len(known) if known else None
-
-
-def _number(conn: Connection, query: Select[Any]) -> int:
-    return int(conn.scalar(query) or 0)
