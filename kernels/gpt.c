@@ -32,7 +32,7 @@
 #define PADDED(n) (((n) + WIDE - 1) / WIDE * WIDE)
 #define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
 
-enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
+enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in weights.py */
 enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KINDS in gpt.py */
 #ifndef GROUP
 #define GROUP 32 /* inputs that share a scale of int8 weights */
@@ -504,6 +504,7 @@ static GLOBAL const u8 *forward(const Model *m, int rows) {
         w = normed(m, w, rows);
         w = product(m, m->n, m->width_p, m->width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0);
         w = ready(m, w, &how);
+        /* at once, so that the two wait for memory together */
         for (int r = 0; r < rows; r++) keep(m, &how, layer, r), attend(m, layer, r);
         w = product(m, m->attended, m->mix_p, m->mix, w, m->x, m->width_p, m->width_p, rows, 1);
         w = normed(m, w, rows);

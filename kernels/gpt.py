@@ -240,10 +240,10 @@ class LanguageModel:
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         slots = min(most, TILE * math.ceil(len(order) / count / TILE))
         blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
-        floats, ints = _room(self.layout, span, slots)
+        floats, notes = _room(self.layout, span, slots)
         places = min(at_once, len(blocks))
         memory = Memory(
-            torch.empty(places, floats), torch.empty(places, ints, dtype=torch.int32), span, slots
+            torch.empty(places, floats), torch.empty(places, notes, dtype=torch.int32), span, slots
         )
         for n in range(0, len(blocks), at_once):
             yield blocks[n : n + at_once], memory

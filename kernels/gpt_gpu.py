@@ -1,4 +1,4 @@
-"""GPT-2 and Llama models of transformers run by `gpt.cu`: whole answers in one launch on a GPU.
+"""GPT-2, Llama, Mistral and Qwen2 run by `gpt.cu`: whole answers in one launch on a GPU.
 
 Weights lie row by row, (inputs, outputs), in float32. Tests have the processor run the same source
 by OpenCL.
@@ -88,11 +88,11 @@ class GpuLanguageModel(LanguageModel):
         span = max(map(len, rows)) + more
         slots = max(1, min(ROWS, math.ceil(len(order) / _parts(self.device))))
         blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
-        floats, ints = _room(self.layout, span, slots)
+        floats, notes = _room(self.layout, span, slots)
         at_once = max(1, min(len(blocks), MOST // floats))
         memory = Memory(
             torch.empty(at_once, floats, device=self.device),
-            torch.empty(at_once, ints, dtype=torch.int32, device=self.device),
+            torch.empty(at_once, notes, dtype=torch.int32, device=self.device),
             span,
             slots,
         )

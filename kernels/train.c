@@ -11,7 +11,7 @@
  */
 #include "optimizers.h"
 
-enum { GELU_TANH, RELU, SILU }; /* in the order of ACTIVATIONS in gpt.py */
+enum { GELU_TANH, RELU, SILU }; /* in the order of ACTIVATIONS in weights.py */
 
 /* Where parameters lie, in the order of train.py: these, then PARTS for every layer. */
 enum { EMBEDDING, POSITION, HEAD, SCALE, SHIFT, BLOCKS };

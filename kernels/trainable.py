@@ -6,14 +6,20 @@ Nothing of transformers is imported here: a model is read through its `config` a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from community.kernels.build import lanes
-from community.kernels.weights import ACTIVATIONS, FIXED_TURNS, Unsupported
+from community.kernels.weights import (
+    Layout,
+    Unsupported,
+    gpt2_layout,
+    llama_layout,
+    rotary_module,
+)
 
 QUERIES = 64  # of a head at a time, as in train.c
 LAYER = (  # parts of a layer, in the order of train.c
@@ -24,24 +30,11 @@ TURNED = ("embedding", "head", "query", "keys", "out", "middle", "down")  # read
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What train.c must know of a model; the first fields are its `shape`, in this order."""
+class Sizes(Layout):
+    """What train.c must know of a model."""
 
-    layers: int
-    width: int
-    heads: int
-    groups: int  # heads of keys and values
-    size: int  # of a head
-    hidden: int
-    words: int
-    rms: bool
-    gated: bool
-    activation: int
-    learned: bool  # positions are learned, not rotary
     silent: int = -1  # a word whose embedding does not learn from being read: torch's padding_idx
-    places: int = 0  # learned positions
     tied: bool = True
-    epsilon: float = 1e-5
     sharpness: float = 1.0  # what scores are multiplied by
 
     @property
@@ -148,7 +141,7 @@ def read(model: nn.Module) -> tuple[Sizes, list[Piece], nn.Module | None]:
     strange = set(parameters) - {name for name, *_ in entries}
     if strange:
         raise Unsupported(f"parameters that {kind} does not usually have: {min(strange)}")
-    rotary = None if sizes.learned else _rotary(model)
+    rotary = None if sizes.learned else rotary_module(model, sizes.size)
     return sizes, list(_pieces(sizes, parameters, entries)), rotary
 
 
@@ -165,29 +158,16 @@ def _pieces(
 
 
 def _gpt2(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list[Entry]]:
-    if config.add_cross_attention:
-        raise Unsupported("cross attention")
     if config.scale_attn_by_inverse_layer_idx:
         raise Unsupported("scale_attn_by_inverse_layer_idx")
     if config.resid_pdrop or config.embd_pdrop or config.attn_pdrop:
         raise Unsupported("dropout")
-    w, size = config.n_embd, config.n_embd // config.n_head
+    layout = gpt2_layout(config)
+    w = layout.width
     sizes = Sizes(
-        layers=config.n_layer,
-        width=w,
-        heads=config.n_head,
-        groups=config.n_head,
-        size=size,
-        hidden=config.n_inner or 4 * w,
-        words=config.vocab_size,
-        rms=False,
-        gated=False,
-        activation=_activation(config.activation_function),
-        learned=True,
-        places=config.n_positions,
+        **vars(layout),
         tied="lm_head.weight" not in parameters,
-        epsilon=config.layer_norm_epsilon,
-        sharpness=size**-0.5 if config.scale_attn_weights else 1.0,
+        sharpness=layout.size**-0.5 if config.scale_attn_weights else 1.0,
     )
     entries = [
         _whole("transformer.wte.weight", "embedding", w),
@@ -212,27 +192,15 @@ def _gpt2(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list
 def _llama(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list[Entry]]:
     if config.attention_dropout:
         raise Unsupported("dropout")
-    w, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    layout = replace(llama_layout(config), places=0)  # none are learned
+    w = layout.width
     sizes = Sizes(
-        layers=config.num_hidden_layers,
-        width=w,
-        heads=heads,
-        groups=groups,
-        size=config.head_dim,
-        hidden=config.intermediate_size,
-        words=config.vocab_size,
-        rms=True,
-        gated=True,
-        activation=_activation(config.hidden_act),
-        learned=False,
+        **vars(layout),
         silent=-1 if config.pad_token_id is None else config.pad_token_id,
         tied="lm_head.weight" not in parameters,
-        epsilon=config.rms_norm_eps,
-        sharpness=config.head_dim**-0.5,
+        sharpness=layout.size**-0.5,
     )
-    if sizes.size % 2 or heads % groups:
-        raise Unsupported(f"{heads} heads of size {sizes.size} over {groups}")
-    keys, hidden = groups * sizes.size, sizes.hidden
+    keys, hidden = layout.groups * layout.size, layout.hidden
     entries = [
         _whole("model.embed_tokens.weight", "embedding", w),
         _whole("lm_head.weight", "head", w),
@@ -264,21 +232,3 @@ _FAMILIES = {"GPT2LMHeadModel": _gpt2, "LlamaForCausalLM": _llama}
 def _whole(name: str, part: str, columns: int) -> Entry:
     """A parameter that is all of a part."""
     return name, part, 0, columns, 0, False
-
-
-def _activation(name: str) -> int:
-    if name not in ACTIVATIONS:
-        raise Unsupported(f"activation {name}")
-    return ACTIVATIONS[name]
-
-
-def _rotary(model: nn.Module) -> nn.Module:
-    config: Any = model.config
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in FIXED_TURNS:
-        raise Unsupported(f"rotary positions of type {kind}")
-    rotary: Any = model.get_submodule("model.rotary_emb")
-    if len(rotary.inv_freq) * 2 != config.head_dim:
-        raise Unsupported("rotary positions for a part of the head")
-    module: nn.Module = rotary
-    return module

@@ -6,16 +6,16 @@ Nothing of transformers is imported here: a model is read through its `config` a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "relu": 1, "silu": 2}
-FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "community")
-NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_FIXED_TURNS = ("default", "linear", "llama3", "yarn")  # rotations that no length changes
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "community")
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Unsupported(ValueError):
@@ -85,7 +85,7 @@ def parts_of(model: nn.Module) -> tuple[Layout, list[Part], Rotary | None]:
     state, kind = dict(model.state_dict()), type(model).__name__
     if kind not in _FAMILIES:
         raise Unsupported(f"{kind} is none of {', '.join(_FAMILIES)}")
-    strange = {w.dtype for w in state.values()} - set(NARROW)
+    strange = {w.dtype for w in state.values()} - set(_NARROW)
     if strange:
         raise Unsupported(f"weights are {str(strange.pop()).removeprefix('torch.')}")
     layout, parts = _FAMILIES[kind](model, state)
@@ -94,12 +94,12 @@ def parts_of(model: nn.Module) -> tuple[Layout, list[Part], Rotary | None]:
     return layout, parts, None if layout.learned else _rotary(model, layout.size)
 
 
-def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
-    config: Any = model.config
+def gpt2_layout(config: Any) -> Layout:
+    """Of a GPT-2. Raises Unsupported."""
     if config.add_cross_attention:
         raise Unsupported("cross attention")
     width, heads = config.n_embd, config.n_head
-    layout = Layout(
+    return Layout(
         layers=config.n_layer,
         width=width,
         heads=heads,
@@ -114,6 +114,11 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part
         learned=True,
         epsilon=config.layer_norm_epsilon,
     )
+
+
+def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
+    config: Any = model.config
+    layout = gpt2_layout(config)
     take = state.pop
     parts: list[Part] = [Table(take(f"transformer.{name}.weight")) for name in ("wte", "wpe")]
     for n in range(layout.layers):
@@ -135,8 +140,8 @@ def _gpt2(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part
     return layout, [*parts, _head(state)]
 
 
-def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
-    config: Any = model.config
+def llama_layout(config: Any) -> Layout:
+    """Of a Llama and of models like it. Raises Unsupported."""
     heads = config.num_attention_heads
     layout = Layout(
         layers=config.num_hidden_layers,
@@ -152,16 +157,20 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
         activation=_activation(config.hidden_act),
         learned=False,
         epsilon=config.rms_norm_eps,
-        whitened="model.layers.0.self_attn.q_norm.weight" in state,
     )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise Unsupported("attention in a sliding window")
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "layer_types", None) is None:
-        raise Unsupported("attention in a sliding window")
-    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
     if layout.size % 2 or heads % layout.groups:
         raise Unsupported(f"{heads} heads of size {layout.size} over {layout.groups}")
+    return layout
+
+
+def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Part]]:
+    config: Any = model.config
+    whitened = "model.layers.0.self_attn.q_norm.weight" in state
+    layout = replace(llama_layout(config), whitened=whitened)
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if "sliding_attention" in (kinds or ()) or (window and kinds is None):
+        raise Unsupported("attention in a sliding window")
+    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
     parts: list[Part] = [Table(state.pop("model.embed_tokens.weight"))]
     for n in range(layout.layers):
         at = f"model.layers.{n}."
@@ -207,7 +216,7 @@ def _head(state: dict[str, Tensor]) -> Product:
 def _sharpness(config: Any, layout: Layout) -> Tensor:
     """What scores are multiplied by, and so the queries: (heads)."""
     kind = config._attn_implementation or "eager"
-    if kind not in ATTENTIONS:
+    if kind not in _ATTENTIONS:
         raise Unsupported(f"attention {kind}")
     temperature = torch.ones(())
     if kind == "community":
@@ -224,12 +233,18 @@ def _activation(name: str) -> int:
     return ACTIVATIONS[name]
 
 
-def _rotary(model: nn.Module, size: int) -> Rotary:
+def rotary_module(model: nn.Module, size: int) -> nn.Module:
+    """What turns heads of `size` by their positions. Raises Unsupported."""
     config: Any = model.config
     kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in FIXED_TURNS:
+    if kind not in _FIXED_TURNS:
         raise Unsupported(f"rotary positions of type {kind}")
     module: Any = model.get_submodule("model.rotary_emb")
     if len(module.inv_freq) * 2 != size:
         raise Unsupported("rotary positions for a part of the head")
+    return module
+
+
+def _rotary(model: nn.Module, size: int) -> Rotary:
+    module: Any = rotary_module(model, size)
     return module.inv_freq.detach().float(), float(module.attention_scaling)
