@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from community.kernels import attention_cpu, attention_gpu
+from community.kernels.tracing import traced
 
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
@@ -62,7 +63,7 @@ def attention(
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
     # a custom op takes longer than a few queries, and is of use to autograd and tracing only
-    run: Any = _attention if learns or _unknown(q) else _computed
+    run: Any = _attention if learns or traced(q) else _computed
     out, lse = run(q, k, v, by, mask, lengths, causal)
     if sink:
         out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
@@ -202,10 +203,9 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
             raise ValueError(f"temperature is on {temperature.device} and q on {q.device}")
         if not temperature.is_floating_point():
             raise ValueError(f"temperature is {temperature.dtype}, and must be a floating dtype")
-        numbers = () if _unknown(temperature) else temperature.view(-1).tolist()
-        ok = all(
-            0 < x < math.inf for x in numbers
-        )  # one number a head: quicker than four operations
+        # one number a head: quicker read than compared by four operations
+        heads = () if traced(temperature) else temperature.view(-1).tolist()
+        ok = all(0 < x < math.inf for x in heads)
     else:
         ok = temperature is None or (temperature > 0 and math.isfinite(temperature))
     if not ok:
@@ -220,7 +220,7 @@ def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
         )
     if lengths.device != q.device:
         raise ValueError(f"lengths is on {lengths.device} and q on {q.device}")
-    if not _unknown(lengths) and bool(((lengths < 1) | (lengths > k.shape[2])).any()):
+    if not traced(lengths) and bool(((lengths < 1) | (lengths > k.shape[2])).any()):
         raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
 
 
@@ -235,11 +235,6 @@ def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:
         raise ValueError(f"mask is {mask.dtype}, and must be bool or a floating dtype")
     if mask.device != q.device:
         raise ValueError(f"mask is on {mask.device} and q on {q.device}")
-
-
-def _unknown(x: Tensor) -> bool:
-    """Whether x has no values yet: it is being traced."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
 # -- the operation ---------------------------------------------------------------------

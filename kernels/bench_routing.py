@@ -8,7 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from community.kernels.routing import combine, dispatch, route
+from community.kernels.dispatch import combine, dispatch
+from community.kernels.routing import route
 from community.kernels.timing import Case, Run
 
 SIZES = ((8, 2), (64, 2), (64, 8), (256, 8))  # experts, choices

@@ -22,8 +22,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_
 from transformers.masking_utils import sdpa_mask
 
 from community.kernels.attention import added, attention, reference
+from community.kernels.dispatch import combine, dispatch
 from community.kernels.experts import ACTIVATIONS, expert_mlp
-from community.kernels.routing import arranged, combine, dispatch
+from community.kernels.routing import arranged
 
 NAME = "community"
 # the activation functions of transformers that our experts have

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
-from community.kernels.routing import plain, unknown
+from community.kernels.tracing import plain, traced
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -49,7 +49,7 @@ def expert_mlp(
     Raises ValueError for shapes, dtypes, devices, offsets and names that do not fit.
     """
     _check(rows, offsets, up, down, activation)
-    groups = None if unknown(rows) else _groups(offsets, rows.shape[0])
+    groups = None if traced(rows) else _groups(offsets, rows.shape[0])
     if groups and plain(rows, up, down) and rows.shape[0] > _MANY * len(groups):
         return _one_by_one(rows, groups, up, down, activation)
     h = _linear(rows, up, offsets, groups)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from community.kernels.attention import _unknown
 from community.kernels.backend import kernels
 from community.kernels.build import Program
+from community.kernels.tracing import traced
 
 WIDE = 32  # outputs of a panel, as in quantized.c
 BITS = (8, 4)
@@ -116,7 +116,7 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = N
     _check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     # a custom op takes longer than a small product, and is of use to autograd and tracing only
-    run = _linear if x.requires_grad or _unknown(x) else _computed
+    run = _linear if x.requires_grad or traced(x) else _computed
     y = run(rows, weight.packed, weight.scales, weight.bits, weight.group, weight.shape[0])
     y = y.view(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias

@@ -1,9 +1,8 @@
-"""Routing of a mixture of experts: which experts each token goes to, and its rows there and back.
+"""Routing of a mixture of experts: which experts each token goes to.
 
     chosen = route(logits, k=2)                  # (tokens, experts) -> Route
-    rows = dispatch(x, chosen)                   # (tokens, d) -> (tokens k, d), expert by expert
-    out = combine(some_mlp(rows), chosen)        # back to (tokens, d), weighted
 
+What moves rows there and back is in dispatch.py.
 Computed by routing.c on the processor (C or OpenCL) and by the same in plain torch everywhere
 else and in float64 and float16.
 """
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
+from community.kernels.tracing import plain, traced
 
 SCORINGS = ("softmax", "sigmoid")
 _HALVES = (torch.float16, torch.bfloat16)
-_DTYPES = (*_HALVES, torch.float32, torch.float64)
-_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # rows that routing.c moves
+DTYPES = (*_HALVES, torch.float32, torch.float64)
 
 
 class Route(NamedTuple):
@@ -97,7 +96,7 @@ def arranged(experts: Tensor, weights: Tensor, count: int) -> Route:
         )
     if experts.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"experts must be int64 or int32; got {experts.dtype}")
-    if weights.dtype not in _DTYPES:
+    if weights.dtype not in DTYPES:
         raise ValueError(f"weights must be of a floating dtype; got {weights.dtype}")
     if experts.device != weights.device:
         raise ValueError(f"experts is on {experts.device} and weights on {weights.device}")
@@ -126,28 +125,6 @@ def balanced(bias: Tensor, load: Tensor, rate: float = 1e-3) -> Tensor:
     return (bias + rate * torch.sign(wide.mean() - wide)).to(bias.dtype)
 
 
-def dispatch(x: Tensor, chosen: Route) -> Tensor:
-    """The rows of x (N, d) in expert order: (N k, d), each token once for each of its experts.
-
-    Differentiable, more than once. Raises ValueError for what does not fit.
-    """
-    _check_rows(x, chosen, chosen.weights.shape[0], "x")
-    move = _dispatched if plain(x) else _dispatch
-    return move(x, chosen.order, chosen.place, None)
-
-
-def combine(rows: Tensor, chosen: Route) -> Tensor:
-    """For each token the weighted sum of its rows (N k, d), which are in expert order: (N, d).
-
-    In the dtype of rows, summed in float32 (float64 for float64). Differentiable in rows and
-    weights, more than once. Raises ValueError for what does not fit.
-    """
-    _check_rows(rows, chosen, chosen.weights.numel(), "rows")
-    weights = chosen.weights.to(_wide(rows.dtype))
-    move = _combined if plain(rows, weights) else _combine
-    return move(rows, chosen.order, chosen.place, weights)
-
-
 # -- what is asked ---------------------------------------------------------------------
 
 
@@ -156,7 +133,7 @@ def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
     shape = logits.shape
     if len(shape) != 2 or not shape[1]:
         raise ValueError(f"logits must be (tokens, experts); got {tuple(shape)}")
-    if logits.dtype not in _DTYPES:
+    if logits.dtype not in DTYPES:
         raise ValueError(f"logits must be of a floating dtype; got {logits.dtype}")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= shape[1]:
         raise ValueError(f"k is {k}, and must be from 1 to {shape[1]}, the experts")
@@ -172,41 +149,8 @@ def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
         raise ValueError(f"bias is on {bias.device} and logits on {logits.device}")
 
 
-def _check_rows(x: Tensor, chosen: Route, count: int, name: str) -> None:
-    weights, experts, order, place, _ = chosen
-    if place.dim() != 2 or not place.shape == weights.shape == experts.shape:
-        raise ValueError("weights, experts and place of a route must all be (tokens, k)")
-    if order.shape != (place.numel(),) or order.dtype != torch.int64 != place.dtype:
-        raise ValueError("order and place of a route must be int64, one for each pair")
-    if x.dim() != 2 or x.shape[0] != count:
-        raise ValueError(f"{name} must be ({count}, d) for this route; got {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
-        raise ValueError(f"{name} must be of a floating dtype; got {x.dtype}")
-    if not x.device == order.device == place.device == weights.device:
-        raise ValueError(f"{name} is on {x.device} and its route on {order.device}")
-
-
 def _unfit(what: str) -> ValueError:
     return ValueError(f"{what} must be finite: there is NaN or infinity")
-
-
-def unknown(x: Tensor) -> bool:
-    """Whether x has no values yet: it is being traced."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Whether nobody differentiates or traces: then a function is called in place of its operation,
-    whose call alone costs as much as routing 500 tokens."""
-    learning = torch.is_grad_enabled()
-    for x in tensors:  # noqa: SIM110  (a generator takes longer than what it asks)
-        if (learning and x.requires_grad) or unknown(x):
-            return False
-    return True
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # -- choosing --------------------------------------------------------------------------
@@ -214,11 +158,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
     """Weights and experts (N, k), by a stable sort."""
-    if not unknown(logits) and not logits.isfinite().all():
+    if not traced(logits) and not logits.isfinite().all():
         raise _unfit("logits")
     keys = logits.detach()
     if bias is not None:
-        if not unknown(bias) and not bias.isfinite().all():
+        if not traced(bias) and not bias.isfinite().all():
             raise _unfit("bias")
         keys = (keys.sigmoid() if sigmoid else keys.softmax(-1)) + bias
     order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
@@ -231,7 +175,7 @@ def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple
 def _sorted(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """order, place and offsets."""
     flat = experts.reshape(-1)
-    if flat.numel() and not unknown(flat) and bool(((flat < 0) | (flat >= count)).any()):
+    if flat.numel() and not traced(flat) and bool(((flat < 0) | (flat >= count)).any()):
         raise ValueError(f"experts must lie between 0 and {count - 1}")
     order = torch.sort(flat, stable=True).indices
     place = torch.empty_like(order)
@@ -272,7 +216,6 @@ class _Own(threading.local):
 
     def __init__(self) -> None:
         self.fault = self._made(1, torch.int64)
-        self.bad_index = self._made(1, torch.int32)
         self._floats = self._made(0, torch.float32)
 
     def floats(self, count: int) -> Tensor:
@@ -362,104 +305,3 @@ _route.register_autograd(_differentiate_route, setup_context=_keep_route)
 def _(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     new = experts.new_empty
     return new(experts.numel()), new(experts.shape), new(count + 1)
-
-
-# -- moving rows: three operations, each of whose gradients are the two others ------------
-
-
-def _dispatched(x: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
-    """rows[r] = weights[order[r]] x[order[r] / k]"""
-    k = place.shape[1]
-    rows = x.new_empty(order.numel(), x.shape[1])
-    if _moved("dispatch", x, (order, weights), rows, rows.shape[0], k):
-        return rows
-    if weights is None:
-        return x[order // k]
-    return (x[order // k] * weights.reshape(-1)[order].unsqueeze(-1)).to(x.dtype)
-
-
-_dispatch = torch.library.custom_op("community::dispatch", _dispatched, mutates_args=())
-
-
-@_dispatch.register_fake
-def _(x: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
-    return x.new_empty(order.numel(), x.shape[1])
-
-
-def _combined(rows: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
-    """out[t] = sum_j weights[t, j] rows[place[t, j]]"""
-    out = rows.new_empty(place.shape[0], rows.shape[1])
-    if _moved("combine", rows, (place, weights), out, out.shape[0], place.shape[1]):
-        return out
-    picked = rows[place].to(_wide(rows.dtype))
-    picked = picked if weights is None else picked * weights.unsqueeze(-1)
-    return picked.sum(1).to(rows.dtype)
-
-
-_combine = torch.library.custom_op("community::combine", _combined, mutates_args=())
-
-
-@_combine.register_fake
-def _(rows: Tensor, order: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
-    return rows.new_empty(place.shape[0], rows.shape[1])
-
-
-def _matched(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    """dots[t, j] = x[t] . rows[place[t, j]], in float32 or float64"""
-    dots = x.new_empty(place.shape, dtype=_wide(x.dtype))
-    if _moved("match", x, (rows, place), dots, place.shape[0], place.shape[1]):
-        return dots
-    wide = x.to(dots.dtype).unsqueeze(1)
-    return (wide * rows[place].to(dots.dtype)).sum(-1)
-
-
-_match = torch.library.custom_op("community::match", _matched, mutates_args=())
-
-
-@_match.register_fake
-def _(x: Tensor, rows: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    return x.new_empty(place.shape, dtype=_wide(x.dtype))
-
-
-def _moved(
-    kernel: str, x: Tensor, rest: tuple[Tensor | None, ...], out: Tensor, items: int, k: int
-) -> bool:
-    """Whether routing.c did it. Raises ValueError for a route with indices that are none."""
-    kind = _KINDS.get(x.dtype)
-    run = kernels("routing") if kind and x.is_cpu else None
-    if run is None or items * k >= 2**31:
-        return False
-    fault = _own.bad_index.zero_()
-    others = [None if y is None else y.contiguous() for y in rest]
-    run(f"{kernel}_{kind}", x.contiguous(), *others, out, fault, x.shape[1], k, items=items)
-    if fault.item():
-        raise ValueError("order or place of the route names a pair that does not exist")
-    return True
-
-
-def _keep_move(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate_dispatch(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    x, order, place, weights = ctx.saved_tensors
-    match, back = (_matched, _combined) if plain(grad) else (_match, _combine)
-    gw = match(x, grad, order, place) if ctx.needs_input_grad[3] else None
-    return back(grad, order, place, weights), None, None, gw
-
-
-def _differentiate_combine(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    rows, order, place, weights = ctx.saved_tensors
-    match, back = (_matched, _dispatched) if plain(grad) else (_match, _dispatch)
-    gw = match(grad, rows, order, place) if ctx.needs_input_grad[3] else None
-    return back(grad, order, place, weights), None, None, gw
-
-
-def _differentiate_match(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    x, rows, order, place = ctx.saved_tensors
-    return _combine(rows, order, place, grad), _dispatch(x, order, place, grad), None, None
-
-
-_dispatch.register_autograd(_differentiate_dispatch, setup_context=_keep_move)
-_combine.register_autograd(_differentiate_combine, setup_context=_keep_move)
-_match.register_autograd(_differentiate_match, setup_context=_keep_move)

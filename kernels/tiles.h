@@ -61,8 +61,7 @@ INLINE float total(vec x) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* c (rows x COLS) = or += a (rows x depth) b (depth x COLS), a[i][k] at a[i * ai + k * ak]. Rows
- * after the last repeat it, in a and in c, and so write the same numbers once more. */
+/* A product's rows one by one, in registers of their own: PoCL keeps arrays in memory. */
 #define ONCE(f) f(0) f(1) f(2) f(3) f(4) f(5)
 #if ROWS == 8
 #define EACH(f) ONCE(f) f(6) f(7)
@@ -75,6 +74,8 @@ INLINE float total(vec x) {
 #define LOAD(r) x##r = CVEC(c##r), y##r = CVEC(c##r + LANES);
 #define TAKE(r) by = ALL(a##r[at]), x##r += by * left, y##r += by * right;
 #define STORE(r) VEC(c##r) = x##r, VEC(c##r + LANES) = y##r;
+/* c (rows x COLS) = or += a (rows x depth) b (depth x COLS), a[i][k] at a[i * ai + k * ak]. Rows
+ * after the last repeat it, in a and in c, and so write the same numbers once more. */
 INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b, int bk, int depth,
                     GLOBAL float *c, int ci, int rows, int add) {
     EACH(AT) EACH(TO) EACH(OPEN)

@@ -13,17 +13,11 @@ from sanitizers import assert_clean
 from torch import Tensor
 
 from community.kernels import backend as chosen
+from community.kernels import dispatch as moving
 from community.kernels import routing as module
 from community.kernels.build import BuildError, compiler, program
-from community.kernels.routing import (
-    Route,
-    arranged,
-    balanced,
-    combine,
-    dispatch,
-    reference,
-    route,
-)
+from community.kernels.dispatch import combine, dispatch
+from community.kernels.routing import Route, arranged, balanced, reference, route
 
 HALF = torch.bfloat16
 SIZES = st.integers(1, 70).flatmap(
@@ -231,9 +225,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
     x, rows, weights = (y.requires_grad_() for y in (x, rows, found.weights))
     for given_weights in (None, weights):
         tail = (found.order, found.place, given_weights)
-        torch.library.opcheck(module._dispatch, (x, *tail))
-        torch.library.opcheck(module._combine, (rows, *tail))
-    torch.library.opcheck(module._match, (x, rows, found.order, found.place))
+        torch.library.opcheck(moving._dispatch, (x, *tail))
+        torch.library.opcheck(moving._combine, (rows, *tail))
+    torch.library.opcheck(moving._match, (x, rows, found.order, found.place))
     grad = torch.randn_like(weights)
     given_tensors = (grad, weights.detach(), found.experts, logits.detach())
     torch.library.opcheck(module._route_backward, (*given_tensors, True))
@@ -315,10 +309,10 @@ def test_bad_input_of_the_moves(compiled: str) -> None:
 SANITIZED = """
 import torch
 import test_routing as t
-from community.kernels import routing
+from community.kernels import dispatch, routing
 from community.kernels.build import CProgram
 program = CProgram("routing", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
-routing.kernels = lambda name: program
+routing.kernels = dispatch.kernels = lambda name: program
 for n, e, k in [(0, 3, 1), (1, 1, 1), (33, 5, 5), (40, 70, 23), (17, 9, 8), (16, 64, 2)]:
     for scoring in routing.SCORINGS:
         for bias in (None, torch.randn(e)):
