@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import product
 from warnings import warn
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -42,8 +41,9 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
 
 def _case(size: Sizes, causal: bool, backward: bool, device: str, dtype: torch.dtype) -> Case:
     b, h, t, d = size
-    made = torch.Generator().manual_seed(b * t)
-    q, k, v, g = (torch.randn(size, generator=made).to(device, dtype) for _ in range(4))
+    made = torch.Generator(device).manual_seed(b * t)
+    given = {"generator": made, "device": device, "dtype": dtype}
+    q, k, v, g = (torch.randn(size, **given) for _ in range(4))
     temperature = torch.linspace(0.6, 1.4, h, device=device)
     # the peers have no temperature: it is given for free
     sharper = (q.float() / temperature.view(-1, 1, 1)).to(dtype)
@@ -64,9 +64,8 @@ def _case(size: Sizes, causal: bool, backward: bool, device: str, dtype: torch.d
         return scaled_dot_product_attention(sharper, k, v, is_causal=causal), [sharper, k, v]
 
     def flash() -> tuple[Tensor, list[Tensor]]:
-        turned = (x.transpose(1, 2) for x in (sharper, k, v))
-        out = import_module("flash_attn").flash_attn_func(*turned, causal=causal)
-        return out.transpose(1, 2), [sharper, k, v]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa()
 
     def truth() -> tuple[Tensor, ...]:
         make = _exact if device == "cpu" or t < 1024 else _long
@@ -74,8 +73,8 @@ def _case(size: Sizes, causal: bool, backward: bool, device: str, dtype: torch.d
         return torch.autograd.grad(out, wide, g.to(out.dtype)) if backward else (out,)
 
     peers = {"sdpa": run(sdpa)}
-    if device == "cuda" and find_spec("flash_attn"):
-        peers["flash-attn"] = run(flash)
+    if device == "cuda":  # torch has FlashAttention-2 in it, and may choose another by itself
+        peers["flash"] = run(flash)
     kind = f"{'causal' if causal else 'full'} {'backward' if backward else 'forward'}"
     name = f"attention {kind} B {b} T {t}" + ("" if device == "cpu" else f" H {h} D {d}")
     operations = b * h * t * t * d * (10 if backward else 4) // (2 if causal else 1)

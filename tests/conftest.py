@@ -13,9 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from pathlib import Path
 
-import command
 import pytest
-import talk
 from hypothesis import settings
 
 import community  # noqa: F401  (sets how OpenMP waits, before any test loads torch)
@@ -50,6 +48,9 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def talked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run in which members talked. Look, and change nothing."""
+    import command  # here, because a GPU machine has torch for the kernels' tests and little else
+    import talk
+
     home = tmp_path_factory.mktemp("talked")
     (home / "talk.toml").write_text(talk.RECIPE)
     done = command.community(home, "run", str(home / "talk.toml"))
