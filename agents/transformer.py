@@ -32,9 +32,9 @@ from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
 from community.config import Section, option
 from community.errors import CommunityError
-from community.kernels.backend import backend, kernels, simt
+from community.kernels.backend import backend, kernels
 from community.kernels.gpt import LanguageModel
-from community.kernels.gpt_gpu import GpuLanguageModel
+from community.kernels.gpt_gpu import GpuLanguageModel, team_on
 from community.kernels.weights import Unsupported
 from community.models import find_model
 from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Verdict, seed_of
@@ -123,7 +123,7 @@ class TransformerAgent:
         fits = generator == "kernels" or (generator == "auto" and plain)
         self._program: Any = kernels("gpt") if fits and self.device.type == "cpu" else None
         if generator == "kernels" and self.device.type == "cuda":
-            self._program = simt("gpt", "cuda")
+            self._program = team_on("cuda")
         self._fast: LanguageModel | None = None
         self._seen: list[tuple[int, int]] | None = None  # the weights that it has
         if generator == "kernels":

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from community.cache import cache
-from community.kernels.backend import kernels, simt
+from community.kernels.backend import kernels
 from community.kernels.gpt import LanguageModel
-from community.kernels.gpt_gpu import GpuLanguageModel
+from community.kernels.gpt_gpu import GpuLanguageModel, team_on
 from community.kernels.timing import Case
 
 PROMPT, ANSWER, WORDS = 16, 128, 1024
@@ -99,8 +99,8 @@ def _compiled(model: PreTrainedModel, device: str) -> LanguageModel | None:
     if device == "cpu":
         program = kernels("gpt")
         return None if program is None else LanguageModel(model, program)
-    on_gpu = simt("gpt", device)
-    return None if on_gpu is None else GpuLanguageModel(model, on_gpu)
+    team = team_on(device)
+    return None if team is None else GpuLanguageModel(model, team)
 
 
 def made(width: int) -> PreTrainedModel:

@@ -1,9 +1,13 @@
 /* Causal language models on a GPU: GPT-2 and Llama, prefill, cache, sampling and scores, float32.
  *
- * One launch answers all prompts. A block of threads owns a few sequences: it reads their prompts
- * and writes token after token until every answer has ended, so nothing waits for the processor
- * between tokens. That suits small models, whose weights stay in the GPU's cache. `forward` is the
- * only pass through the model; its rows are tokens of any of the block's sequences.
+ * One launch answers all prompts. A team of blocks owns a few sequences: it reads their prompts and
+ * writes token after token until every answer has ended, so nothing waits for the processor between
+ * tokens. That suits small models, whose weights stay in the GPU's cache. `forward` is the only pass
+ * through the model; its rows are tokens of any of the team's sequences.
+ *
+ * The blocks of a team split the outputs of every product and the heads of every row, and give each
+ * other what they have made through global memory. Each phase begins at a TEAM_BARRIER. What is
+ * small is done by every block for itself: norms, which rows come next (in `room`).
  *
  * Every number of a row is computed in the same order whatever the other rows are, so an answer
  * does not depend on the batch it stands in. Names are those of gpt.c: a sequence has a `slot` in
@@ -14,7 +18,7 @@
  * come to an end here.
  */
 #ifndef THREADS
-#define THREADS 512
+#define THREADS 256
 #endif
 #include "simt.h"
 
@@ -22,53 +26,90 @@
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
 #endif
 
-#define ROWS 8    /* tokens in one pass, and sequences of a block, at most */
-#define CHUNK 128 /* inputs of a product that are held in shared memory */
-#define LINE MIN(32, THREADS) /* threads that share a row */
-#define TILE MIN(64, THREADS) /* outputs of a product at a time */
-#define PARTS (THREADS / TILE)
+#define ROWS 16 /* tokens in one pass, and sequences of a team, at most */
+#define LINE MIN(32, THREADS) /* threads that share a row, or a part of the tokens of a head */
+#define LINES (THREADS / LINE)
+#define FEW MAX(1, MIN(32, THREADS / ROWS)) /* threads that share a row where all rows come at once */
+#define HELD MAX(64 * THREADS, 2048) /* floats that a block shares while it multiplies or attends */
+#define STEPS 8                       /* tokens that a thread loads at once */
+#define WAYS 8                        /* parts in which the tokens of a head are attended to */
+#define SOON 40960                    /* floats of the cache that a block asks for ahead */
+#if TEAM > 1 && !defined(EMULATED)
+#define PREFETCH(p, bytes) \
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory")
+#endif
 #define ALL(i, n) for (int i = THREAD; i < (n); i += THREADS)
+#define UNROLL _Pragma("unroll")
 
 enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in gpt.py */
+enum { PUT, ADD, ACTIVATE, GATE }; /* what becomes of a product */
 
+/* Lies in `room`, for all threads. Sizes that end in _p are padded, with zeros: that of a head to
+ * quads, others so that every block of a team has as many quads. */
 typedef struct {
-    int layers, width, heads, groups, size, hidden, words, places, rms, gated, activation, learned;
-    int slots, span, mix, qkv_p, middle_p;
+    int layers, width, heads, groups, size, words, places, rms, gated, activation, learned;
+    int slots, span, width_p, size_p, mix, qkv_p, hidden_p, words_p;
     float epsilon;
     GLOBAL const float *embedding, *position, *layer; /* weights, in this order */
     GLOBAL const float *turns;                        /* (places, 2, size / 2): cos and sin */
-    GLOBAL float *x, *n, *qkv, *attended, *middle, *last, *logits, *scores;
-    GLOBAL float *keys, *values; /* (slot, layer, group) of (size, span) and (span, size) */
-    GLOBAL int *token, *slot, *at, *where, *live, *picks;
-    SHARED float *room;
+    GLOBAL float *x, *last, *qkv, *attended, *middle, *logits;
+    GLOBAL float *chances;       /* of this block */
+    GLOBAL float *keys, *values; /* (slot, layer, group) of (span, size_p) */
+    GLOBAL int *picks;           /* of this block */
+    SHARED float *line;          /* a float for every thread */
+    SHARED float *mean, *by;     /* of every row, for its norm */
+    SHARED int *token, *slot, *at, *where, *live, *word, *next; /* of every row */
+    SHARED int *pairs, *pair; /* how many pairs of row and group this block attends to, and which */
 } Model;
 
-/* Lays the model over its weights and the memory of one block; gpt_gpu.py's `room` counts it. */
-DEVICE Model opened(GLOBAL const int *shape, GLOBAL const float *weights,
-                    GLOBAL const float *turns, float epsilon, int slots, int span,
-                    GLOBAL float *memory, GLOBAL int *notes, SHARED float *room) {
-    Model m;
-    m.layers = shape[0], m.width = shape[1], m.heads = shape[2], m.groups = shape[3];
-    m.size = shape[4], m.hidden = shape[5], m.words = shape[6], m.places = shape[7];
-    m.rms = shape[8], m.gated = shape[9], m.activation = shape[10], m.learned = shape[11];
-    m.slots = slots, m.span = span, m.epsilon = epsilon, m.turns = turns, m.room = room;
-    m.mix = m.heads * m.size, m.qkv_p = m.mix + 2 * m.groups * m.size;
-    m.middle_p = m.gated ? 2 * m.hidden : m.hidden;
-    m.embedding = weights, m.position = weights + (i64)m.words * m.width;
-    m.layer = m.position + (m.learned ? (i64)shape[12] * m.width : 0);
-    m.x = memory, m.n = m.x + ROWS * m.width, m.last = m.n + ROWS * m.width;
-    m.qkv = m.last + ROWS * m.width, m.attended = m.qkv + ROWS * m.qkv_p;
-    m.middle = m.attended + ROWS * m.mix, m.logits = m.middle + ROWS * m.middle_p;
-    m.scores = m.logits + (i64)(ROWS + 1) * m.words, m.keys = m.scores + (i64)ROWS * m.heads * span;
-    m.values = m.keys + (i64)slots * m.layers * m.groups * m.size * span;
-    m.token = notes, m.slot = notes + ROWS, m.at = notes + 2 * ROWS, m.where = notes + 3 * ROWS;
-    m.live = notes + 4 * ROWS, m.picks = notes + 5 * ROWS;
+/* HELD floats behind the Model in `room`. */
+#define HELD_OF(room) (ROOM_AT(float, room) + UP(sizeof(Model) / 4, 4))
+
+/* Lays the model over its weights and the memory of a team; gpt_gpu.py's `_room` and `_shared`
+ * count it. */
+DEVICE SHARED Model *opened(GLOBAL const int *shape, GLOBAL const float *weights,
+                            GLOBAL const float *turns, float epsilon, int slots, int span,
+                            GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *each,
+                            SHARED float *room) {
+    SHARED Model *m = (SHARED Model *)room;
+    if (THREAD == 0) {
+        m->layers = shape[0], m->width = shape[1], m->heads = shape[2], m->groups = shape[3];
+        m->size = shape[4], m->words = shape[6], m->places = shape[7], m->rms = shape[8];
+        m->gated = shape[9], m->activation = shape[10], m->learned = shape[11];
+        m->slots = slots, m->span = span, m->epsilon = epsilon, m->turns = turns;
+        m->width_p = UP(m->width, 4 * TEAM), m->size_p = UP(m->size, 4);
+        m->mix = m->heads * m->size_p, m->hidden_p = UP(shape[5], 4 * TEAM);
+        m->qkv_p = UP(m->mix + 2 * m->groups * m->size_p, 4 * TEAM);
+        m->words_p = UP(m->words, 4 * TEAM);
+        m->embedding = weights, m->position = weights + (i64)m->words * m->width_p;
+        m->layer = m->position + (m->learned ? (i64)shape[12] * m->width_p : 0);
+        memory += BLOCK / TEAM * each[0], notes += BLOCK / TEAM * each[1];
+        m->x = memory, m->last = m->x + ROWS * m->width_p, m->qkv = m->last + ROWS * m->width_p;
+        m->attended = m->qkv + ROWS * m->qkv_p, m->middle = m->attended + ROWS * m->mix;
+        m->logits = m->middle + ROWS * m->hidden_p;
+        m->chances = m->logits + (i64)(ROWS + RANK) * m->words_p;
+        m->keys = m->logits + (i64)(ROWS + TEAM) * m->words_p;
+        m->values = m->keys + (i64)slots * m->layers * m->groups * span * m->size_p;
+        m->picks = notes + RANK * m->words;
+        m->line = HELD_OF(room) + HELD;
+        m->mean = m->line + THREADS, m->by = m->mean + ROWS;
+        m->token = (SHARED int *)(m->by + ROWS), m->slot = m->token + ROWS, m->at = m->slot + ROWS;
+        m->where = m->at + ROWS, m->live = m->where + ROWS, m->word = m->live + ROWS;
+        m->next = m->word + ROWS, m->pairs = m->next + ROWS, m->pair = m->pairs + 1;
+    }
+    BARRIER;
     return m;
 }
 
-/* Which (slot, layer, group) of the cache. */
-DEVICE i64 cached(const Model *m, int slot, int layer, int group) {
-    return (((i64)slot * m->layers + layer) * m->groups + group) * m->size * m->span;
+/* Where in the cache the tokens of (slot, layer, group) begin. */
+DEVICE i64 cached(SHARED const Model *m, int slot, int layer, int group) {
+    return (((i64)slot * m->layers + layer) * m->groups + group) * m->span * m->size_p;
+}
+
+DEVICE float4 quad(float x, float y, float z, float w) {
+    float4 all;
+    all.x = x, all.y = y, all.z = z, all.w = w;
+    return all;
 }
 
 /* -- of the whole block ------------------------------------------------------------- */
@@ -78,7 +119,7 @@ CALLED float largest(float x, SHARED float *room) {
     BARRIER;
     if (THREAD % LINE == 0) room[THREAD / LINE] = x;
     BARRIER;
-    for (int i = 0; i < THREADS / LINE; i++) x = MAX(room[i], x);
+    for (int i = 0; i < LINES; i++) x = MAX(room[i], x);
     BARRIER;
     return x;
 }
@@ -89,135 +130,12 @@ CALLED float sum(float x, SHARED float *room) {
     if (THREAD % LINE == 0) room[THREAD / LINE] = x;
     BARRIER;
     x = 0.0f;
-    for (int i = 0; i < THREADS / LINE; i++) x += room[i];
+    for (int i = 0; i < LINES; i++) x += room[i];
     BARRIER;
     return x;
 }
 
-/* -- one pass ----------------------------------------------------------------------- */
-
-/* y = x W + b, or y += x W + b. x (rows, inputs) at stride x_p, y (rows, outputs) at stride y_p. At
- * w: W (inputs, outputs), then b. Returns where the next weights lie. A thread has one output and
- * one of PARTS parts of the inputs. */
-CALLED GLOBAL const float *product(GLOBAL const float *x, int x_p, int inputs,
-                                   GLOBAL const float *w, GLOBAL float *y, int y_p, int outputs,
-                                   int rows, int add, SHARED float *room) {
-    GLOBAL const float *bias = w + (i64)inputs * outputs;
-    SHARED float *given = room, *parts = room + ROWS * CHUNK;
-    int o = THREAD % TILE, part = THREAD / TILE;
-    for (int o0 = 0; o0 < outputs; o0 += TILE) {
-        float made[ROWS];
-        for (int r = 0; r < ROWS; r++) made[r] = 0.0f;
-        for (int i0 = 0; i0 < inputs; i0 += CHUNK) {
-            int n = MIN(CHUNK, inputs - i0);
-            BARRIER;
-            ALL(j, ROWS * CHUNK) {
-                int r = j / CHUNK, i = j % CHUNK;
-                given[j] = r < rows && i < n ? x[(i64)r * x_p + i0 + i] : 0.0f;
-            }
-            BARRIER;
-            if (o0 + o < outputs)
-                for (int i = part; i < n; i += PARTS) {
-                    float weight = w[(i64)(i0 + i) * outputs + o0 + o];
-                    for (int r = 0; r < ROWS; r++) made[r] += given[r * CHUNK + i] * weight;
-                }
-        }
-        for (int r = 0; r < ROWS; r++) parts[(part * ROWS + r) * TILE + o] = made[r];
-        BARRIER;
-        ALL(j, rows * TILE) {
-            int r = j / TILE, c = j % TILE;
-            if (o0 + c < outputs) {
-                GLOBAL float *to = y + (i64)r * y_p + o0 + c;
-                float s = bias[o0 + c];
-                for (int p = 0; p < PARTS; p++) s += parts[(p * ROWS + r) * TILE + c];
-                *to = add ? *to + s : s;
-            }
-        }
-    }
-    BARRIER;
-    return bias + outputs;
-}
-
-/* n = (x - mean) / deviation * scale + shift; RMSNorm takes 0 for the mean. A line of threads a row. */
-CALLED GLOBAL const float *normed(const Model *m, GLOBAL const float *w, int rows) {
-    GLOBAL const float *scale = w, *shift = w + m->width;
-    int lane = THREAD % LINE;
-    for (int first = 0; first < rows; first += THREADS / LINE) {
-        int r = first + THREAD / LINE, width = r < rows ? m->width : 0;
-        GLOBAL const float *x = m->x + (i64)r * m->width;
-        float mean = 0.0f, square = 0.0f;
-        for (int i = lane; i < width; i += LINE) mean += x[i];
-        mean = m->rms ? 0.0f : sum_of(mean, LINE, m->room) / m->width;
-        for (int i = lane; i < width; i += LINE) square += (x[i] - mean) * (x[i] - mean);
-        square = sum_of(square, LINE, m->room);
-        float by = 1.0f / ROOT(square / m->width + m->epsilon);
-        for (int i = lane; i < width; i += LINE)
-            m->n[(i64)r * m->width + i] = (x[i] - mean) * by * scale[i] + shift[i];
-    }
-    BARRIER;
-    return shift + m->width;
-}
-
-/* Rotates the queries and keys of all rows, the first half of a head against the second, and puts
- * keys and values into the cache. */
-DEVICE void keep(const Model *m, int layer, int rows) {
-    int middle = m->size / 2, turned = m->heads + m->groups, each = m->groups * m->size;
-    if (!m->learned)
-        ALL(j, rows * turned * middle) {
-            int i = j % middle, h = j / middle % turned, r = j / middle / turned;
-            GLOBAL float *head = m->qkv + (i64)r * m->qkv_p + h * m->size;
-            GLOBAL const float *turn = m->turns + (i64)m->where[r] * m->size;
-            float a = head[i], b = head[i + middle], cosine = turn[i], sine = turn[i + middle];
-            head[i] = a * cosine - b * sine;
-            head[i + middle] = b * cosine + a * sine;
-        }
-    BARRIER;
-    ALL(j, rows * each) {
-        int i = j % m->size, g = j % each / m->size, r = j / each;
-        GLOBAL const float *key = m->qkv + (i64)r * m->qkv_p + m->mix + j % each;
-        i64 place = cached(m, m->slot[r], layer, g);
-        m->keys[place + (i64)i * m->span + m->at[r]] = key[0];
-        m->values[place + (i64)m->at[r] * m->size + i] = key[each];
-    }
-    BARRIER;
-}
-
-/* Softmax attention of every row over its own sequence up to itself. Queries come scaled. */
-DEVICE void attend(const Model *m, int layer, int rows) {
-    int per = m->heads / m->groups, pairs = rows * m->heads, size = m->size, span = m->span;
-    ALL(j, pairs * span) {
-        int t = j % span, h = j / span % m->heads, r = j / span / m->heads;
-        if (t <= m->at[r]) {
-            GLOBAL const float *query = m->qkv + (i64)r * m->qkv_p + h * size;
-            GLOBAL const float *keys = m->keys + cached(m, m->slot[r], layer, h / per) + t;
-            float s = 0.0f;
-            for (int i = 0; i < size; i++) s += query[i] * keys[(i64)i * span];
-            m->scores[j] = s;
-        }
-    }
-    BARRIER;
-    for (int first = 0; first < pairs; first += THREADS / LINE) { /* a line a pair */
-        int pair = first + THREAD / LINE, lane = THREAD % LINE;
-        int tokens = pair < pairs ? m->at[pair / m->heads] + 1 : 0;
-        GLOBAL float *scores = m->scores + (i64)pair * span;
-        float top = -INFINITY_F, total = 0.0f;
-        for (int t = lane; t < tokens; t += LINE) top = MAX(scores[t], top);
-        top = largest_of(top, LINE, m->room);
-        for (int t = lane; t < tokens; t += LINE) total += scores[t] = EXP(scores[t] - top);
-        total = sum_of(total, LINE, m->room);
-        for (int t = lane; t < tokens; t += LINE) scores[t] /= total;
-    }
-    BARRIER;
-    ALL(j, pairs * size) {
-        int i = j % size, h = j / size % m->heads, r = j / size / m->heads;
-        GLOBAL const float *shares = m->scores + (i64)(j / size) * span;
-        GLOBAL const float *values = m->values + cached(m, m->slot[r], layer, h / per) + i;
-        float y = 0.0f;
-        for (int t = 0; t <= m->at[r]; t++) y += shares[t] * values[(i64)t * size];
-        m->attended[(i64)r * m->mix + h * size + i] = y;
-    }
-    BARRIER;
-}
+/* -- products ------------------------------------------------------------------------ */
 
 /* SiLU is x * sigmoid(x), GELU (tanh form) x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)). */
 DEVICE float activated(float x, int activation) {
@@ -226,37 +144,331 @@ DEVICE float activated(float x, int activation) {
     return x / (1.0f + EXP(-u));
 }
 
-/* Reads `rows` tokens into the cache and leaves what the head reads in m->n. Tokens of a sequence
- * must come in order, within a pass or over several. Returns the weights of the head. */
-CALLED GLOBAL const float *forward(const Model *m, int rows) {
-    GLOBAL const float *w = m->layer;
-    int width = m->width, hidden = m->hidden;
-    ALL(j, rows * width) {
-        int r = j / width, i = j % width;
-        float x = m->embedding[(i64)m->token[r] * width + i];
-        m->x[j] = m->learned ? x + m->position[(i64)m->where[r] * width + i] : x;
+/* Mean and 1 / deviation of every row of x; RMSNorm takes 0 for the mean. What a norm scales by and
+ * shifts by is in the weights that follow it. */
+DEVICE void measure(SHARED const Model *m, GLOBAL const float *x, int rows) {
+    int lane = THREAD % FEW;
+    for (int first = 0; first < rows; first += THREADS / FEW) { /* all threads share sums */
+        int r = first + THREAD / FEW, width = r < rows ? m->width : 0;
+        GLOBAL const float *row = x + (i64)r * m->width_p;
+        float mean = 0.0f, square = 0.0f;
+        for (int i = lane; i < width; i += FEW) mean += row[i];
+        mean = m->rms ? 0.0f : sum_of(mean, FEW, m->line) / m->width;
+        for (int i = lane; i < width; i += FEW) square += (row[i] - mean) * (row[i] - mean);
+        square = sum_of(square, FEW, m->line);
+        if (width && lane == 0)
+            m->mean[r] = mean, m->by[r] = 1.0f / ROOT(square / width + m->epsilon);
     }
     BARRIER;
-    for (int layer = 0; layer < m->layers; layer++) {
-        w = normed(m, w, rows);
-        w = product(m->n, width, width, w, m->qkv, m->qkv_p, m->qkv_p, rows, 0, m->room);
-        keep(m, layer, rows);
-        attend(m, layer, rows);
-        w = product(m->attended, m->mix, m->mix, w, m->x, width, width, rows, 1, m->room);
-        w = normed(m, w, rows);
-        w = product(m->n, width, width, w, m->middle, m->middle_p, m->middle_p, rows, 0, m->room);
-        ALL(j, rows * hidden) {
-            GLOBAL float *x = m->middle + (i64)(j / hidden) * m->middle_p + j % hidden;
-            float y = activated(x[0], m->activation);
-            x[0] = m->gated ? y * x[hidden] : y;
-        }
-        w = product(m->middle, m->middle_p, hidden, w, m->x, width, width, rows, 1, m->room);
-    }
-    return normed(m, w, rows);
 }
 
-DEVICE void predict(const Model *m, GLOBAL const float *head, int rows) {
-    product(m->n, m->width, m->width, head, m->logits, m->words, m->words, rows, 0, m->room);
+/* Quads `from` .. `until` of the inputs of R rows into shared memory, rows HELD / R apart; rows that
+ * there are not are 0. */
+DEVICE void hold(const int R, SHARED const Model *m, SHARED float *held, GLOBAL const float *x,
+                 int inputs, int from, int until, int normed, int rows) {
+    const int N = MIN(R, 8); /* loads that are asked for together */
+    int n = until - from, all = R * n;
+    for (int j0 = THREAD; j0 < all; j0 += N * THREADS) {
+        float4 v[8];
+        UNROLL for (int i = 0; i < N; i++) {
+            int j = j0 + i * THREADS, r = R == 1 ? 0 : j / n;
+            v[i] = quad(0.0f, 0.0f, 0.0f, 0.0f);
+            if (j < all && r < rows) v[i] = FAR_QUAD(x + (i64)r * inputs + 4 * (from + j - r * n));
+        }
+        UNROLL for (int i = 0; i < N; i++) {
+            int j = j0 + i * THREADS, r = R == 1 ? 0 : j / n;
+            if (j >= all) continue;
+            if (normed && r < rows) {
+                float mean = m->mean[r], by = m->by[r];
+                v[i] = quad((v[i].x - mean) * by, (v[i].y - mean) * by, (v[i].z - mean) * by,
+                            (v[i].w - mean) * by);
+            }
+            *(SHARED float4 *)(held + r * (HELD / R) + 4 * (j - r * n)) = v[i];
+        }
+    }
+}
+
+/* The weights of four inputs and four outputs. */
+DEVICE void ask(float4 w[4], GLOBAL const float *from, int apart) {
+    UNROLL for (int i = 0; i < 4; i++) w[i] = FAR_QUAD(from + (i64)i * apart);
+}
+
+/* made[r] += the products of four inputs of each of R rows. */
+DEVICE void multiply(const int R, float4 *made, SHARED const float *given, const float4 *w) {
+    UNROLL for (int r = 0; r < R; r++) {
+        float4 x = QUAD(given + r * (HELD / R));
+        made[r].x += x.x * w[0].x, made[r].y += x.x * w[0].y;
+        made[r].z += x.x * w[0].z, made[r].w += x.x * w[0].w;
+        made[r].x += x.y * w[1].x, made[r].y += x.y * w[1].y;
+        made[r].z += x.y * w[1].z, made[r].w += x.y * w[1].w;
+        made[r].x += x.z * w[2].x, made[r].y += x.z * w[2].y;
+        made[r].z += x.z * w[2].z, made[r].w += x.z * w[2].w;
+        made[r].x += x.w * w[3].x, made[r].y += x.w * w[3].y;
+        made[r].z += x.w * w[3].z, made[r].w += x.w * w[3].w;
+    }
+}
+
+/* The sum of what `parts` parts made of an output, and its bias. */
+DEVICE float gathered(SHARED const float *made, int apart, int parts, float bias) {
+    float s = 0.0f;
+    for (int p = 0; p < parts; p++) s += made[p * apart];
+    return s + bias;
+}
+
+/* Outputs of `n` threads, four each, from output o0 of this block on; the inputs are split over as
+ * many groups of n threads as there are. R rows or fewer; R and AHEAD, how many loads of weights are
+ * on their way, are constants. See `product`. */
+DEVICE void tile(const int R, const int AHEAD, SHARED const Model *m, GLOBAL const float *x,
+                 int inputs, int normed, GLOBAL const float *w, GLOBAL const float *bias,
+                 GLOBAL float *y, int outputs, int rows, int ending, int o0) {
+    SHARED float *held = HELD_OF(m);
+    int mine = outputs / TEAM, n = MIN(mine / 4 - o0 / 4, THREADS), parts = THREADS / n;
+    int part = THREAD / n, o = o0 + 4 * (THREAD % n), quads = inputs / 4, most = HELD / R / 4;
+    int k = part < parts ? part : quads;
+    float4 made[ROWS], next[4 * 2];
+    UNROLL for (int r = 0; r < R; r++) made[r] = quad(0.0f, 0.0f, 0.0f, 0.0f);
+    if (o0) BARRIER;
+    else TEAM_ARRIVE;
+    UNROLL for (int a = 0; a < AHEAD; a++) { /* weights do not wait for what others make */
+        int then = k + a * parts;
+        if (then < quads) ask(next + 4 * a, w + (i64)4 * then * mine + o, mine);
+    }
+    if (!o0) TEAM_WAIT;
+    if (!o0 && normed) measure(m, x, rows);
+    for (int from = 0; from < quads; from += most) {
+        int until = MIN(from + most, quads);
+        if (from) BARRIER;
+        hold(R, m, held, x, inputs, from, until, normed, rows);
+        BARRIER;
+        for (; k < until; k += parts) {
+            float4 now[4];
+            UNROLL for (int i = 0; i < 4; i++) now[i] = next[i];
+            UNROLL for (int i = 0; i < 4 * (AHEAD - 1); i++) next[i] = next[i + 4];
+            int then = k + AHEAD * parts;
+            if (then < quads) ask(next + 4 * (AHEAD - 1), w + (i64)4 * then * mine + o, mine);
+            multiply(R, made, held + 4 * (k - from), now);
+        }
+    }
+    BARRIER;
+    if (part < parts) {
+        UNROLL for (int r = 0; r < R; r++)
+            *(SHARED float4 *)(held + 4 * ((part * R + r) * n + THREAD % n)) = made[r];
+    }
+    BARRIER;
+    int each = ending == GATE ? 2 * n : 4 * n, first = (RANK * mine + o0) / (4 * n / each);
+    int y_p = outputs / (4 * n / each), apart = 4 * n * R;
+    ALL(j, rows * each) {
+        int r = j / each, c = j % each;
+        GLOBAL float *to = y + (i64)r * y_p + first + c;
+        SHARED const float *of = held + 4 * n * r + c;
+        GLOBAL const float *more = bias + RANK * mine + o0 + c;
+        if (ending == GATE) {
+            float gate = gathered(of + c, apart, parts, more[c]);
+            *to = activated(gate, m->activation) * gathered(of + c + 1, apart, parts, more[c + 1]);
+        } else {
+            float old = ending == ADD ? *to : 0.0f, s = gathered(of, apart, parts, *more);
+            *to = ending == ACTIVATE ? activated(s, m->activation) : old + s;
+        }
+    }
+}
+
+/* y = x W + b, or what `ending` says. x (rows, inputs) is normed first, or not; y (rows, outputs),
+ * with GATE half as many: a gate and what it lets through stand side by side. At w: of every block
+ * its part of W, (inputs, outputs / TEAM); then b. Returns where the next weights lie. Begins with a
+ * TEAM_BARRIER; y is there after the next one. */
+CALLED GLOBAL const float *product(SHARED const Model *m, GLOBAL const float *x, int inputs,
+                                   int normed, GLOBAL const float *w, GLOBAL float *y, int outputs,
+                                   int rows, int ending) {
+    GLOBAL const float *bias = w + (i64)inputs * outputs;
+    int mine = outputs / TEAM;
+    IS_GLOBAL(x);
+    IS_GLOBAL(w);
+    IS_GLOBAL(y);
+    m = ROOM_AT(const Model, m);
+    w += (i64)RANK * inputs * mine;
+    for (int o0 = 0; o0 < mine; o0 += 4 * THREADS) {
+        if (rows == 1) tile(1, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else if (rows <= 4) tile(4, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else if (rows <= 8) tile(8, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else tile(ROWS, 1, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+    }
+    return bias + outputs;
+}
+
+/* -- attention ----------------------------------------------------------------------- */
+
+/* Rotates the queries and keys of this block's pairs, the first half of a head against the second,
+ * and puts keys and values into the cache. */
+DEVICE void keep(SHARED const Model *m, int layer) {
+    int per = m->heads / m->groups, middle = m->size / 2, size = m->size_p, groups = m->groups;
+    int pairs = *m->pairs;
+    if (!m->learned)
+        ALL(j, pairs * (per + 1) * middle) {
+            int i = j % middle, h = j / middle % (per + 1), pair = m->pair[j / middle / (per + 1)];
+            int r = pair / groups, g = pair % groups;
+            GLOBAL float *head = m->qkv + (i64)r * m->qkv_p + (h < per ? g * per + h : m->heads + g) * size;
+            GLOBAL const float *turn = m->turns + (i64)m->where[r] * m->size;
+            float a = head[i], b = head[i + middle], cosine = turn[i], sine = turn[i + middle];
+            head[i] = a * cosine - b * sine;
+            head[i + middle] = b * cosine + a * sine;
+        }
+    BARRIER;
+    ALL(j, pairs * size) {
+        int i = j % size, r = m->pair[j / size] / groups, g = m->pair[j / size] % groups;
+        GLOBAL const float *key = m->qkv + (i64)r * m->qkv_p + (m->heads + g) * size + i;
+        i64 place = cached(m, m->slot[r], layer, g) + (i64)m->at[r] * size + i;
+        m->keys[place] = key[0];
+        m->values[place] = key[groups * size];
+    }
+    BARRIER;
+}
+
+/* How many threads share a token. */
+DEVICE int together(SHARED const Model *m) {
+    int quads = m->size_p / 4, n = quads <= 8 ? 8 : quads <= 16 ? 16 : 32;
+    return MIN(n, LINE);
+}
+
+/* Quad q of STEPS tokens from `first` on, `apart` from each other, the last one in place of those
+ * behind it. */
+DEVICE void load(float4 some[STEPS], SHARED const Model *m, GLOBAL const float *from, int first,
+                 int apart, int tokens, int q) {
+    q = MIN(q, m->size_p / 4 - 1);
+    UNROLL for (int i = 0; i < STEPS; i++)
+        some[i] = FAR_QUAD(from + (i64)MIN(first + i * apart, tokens - 1) * m->size_p + 4 * q);
+}
+
+/* Softmax attention of one query over every WAYS-th run of the tokens, by a line of threads: leaves
+ * the sum of e^(score - top) * value, then top and the sum of e^(score - top). */
+DEVICE void attend_way(SHARED const Model *m, GLOBAL const float *query, GLOBAL const float *keys,
+                       GLOBAL const float *values, int tokens, int way, SHARED float *to) {
+    int share = together(m), lane = THREAD % LINE, l = lane % share, row = lane / share;
+    int apart = LINE / share, run = STEPS * apart, quads = m->size_p / 4;
+    IS_GLOBAL(query);
+    IS_GLOBAL(keys);
+    IS_GLOBAL(values);
+    SHARED float *scores = m->line + THREAD / LINE * LINE;
+    float top = -INFINITY_F, total = 0.0f;
+    for (int first = way * run, begun = 0; first < tokens; first += WAYS * run, begun = 1) {
+        float4 some[STEPS], value[STEPS];
+        float s[STEPS], best = top, more = 0.0f;
+        UNROLL for (int i = 0; i < STEPS; i++) s[i] = 0.0f;
+        load(value, m, values, first + row, apart, tokens, l);
+        for (int q = l; q < quads; q += share) {
+            float4 x = FAR_QUAD(query + 4 * q);
+            load(some, m, keys, first + row, apart, tokens, q);
+            UNROLL for (int i = 0; i < STEPS; i++)
+                s[i] += x.x * some[i].x + x.y * some[i].y + x.z * some[i].z + x.w * some[i].w;
+        }
+        UNROLL for (int i = 0; i < STEPS; i++) { /* threads that share a token know its score */
+            s[i] = sum_of(s[i], share, scores);
+            if (first + i * apart + row >= tokens) s[i] = -INFINITY_F;
+            best = MAX(s[i], best);
+        }
+        best = largest_of(best, LINE, scores);
+        float by = begun ? EXP(top - best) : 0.0f;
+        UNROLL for (int i = 0; i < STEPS; i++) more += s[i] = EXP(s[i] - best);
+        total = total * by + sum_apart(more, share, scores);
+        for (int q = l; q < UP(quads, share); q += share) {
+            float4 y = quad(0.0f, 0.0f, 0.0f, 0.0f);
+            if (q != l) load(value, m, values, first + row, apart, tokens, q);
+            UNROLL for (int i = 0; i < STEPS; i++) {
+                y.x += s[i] * value[i].x, y.y += s[i] * value[i].y;
+                y.z += s[i] * value[i].z, y.w += s[i] * value[i].w;
+            }
+            y = quad(sum_apart(y.x, share, scores), sum_apart(y.y, share, scores),
+                     sum_apart(y.z, share, scores), sum_apart(y.w, share, scores));
+            if (row || q >= quads) continue;
+            float4 old = quad(0.0f, 0.0f, 0.0f, 0.0f);
+            if (begun) old = QUAD(to + 4 * q);
+            *(SHARED float4 *)(to + 4 * q) = quad(old.x * by + y.x, old.y * by + y.y,
+                                                  old.z * by + y.z, old.w * by + y.w);
+        }
+        top = best;
+    }
+    if (lane == 0) to[m->size_p] = top, to[m->size_p + 1] = total;
+}
+
+/* Softmax attention of every pair of this block over its own sequence up to itself. Queries come
+ * scaled. */
+CALLED void attend(SHARED const Model *m, int layer) {
+    TEAM_BARRIER;
+    m = ROOM_AT(const Model, m);
+    keep(m, layer);
+    SHARED float *held = HELD_OF(m);
+    int per = m->heads / m->groups, size = m->size_p, each = WAYS * (size + 4);
+    int count = *m->pairs * per, most = HELD / each, run = STEPS * (LINE / together(m));
+    for (int first = 0; first < count; first += most) {
+        int now = MIN(most, count - first);
+        for (int j = THREAD / LINE; j < now * WAYS; j += LINES) {
+            int way = j / now, n = first + j % now, pair = m->pair[n / per];
+            int r = pair / m->groups, g = pair % m->groups, tokens = m->at[r] + 1;
+            if (way * run >= tokens) continue;
+            i64 place = cached(m, m->slot[r], layer, g);
+            attend_way(m, m->qkv + (i64)r * m->qkv_p + (g * per + n % per) * size, m->keys + place,
+                       m->values + place, tokens, way, held + j % now * each + way * (size + 4));
+        }
+        BARRIER;
+        ALL(j, now * size) {
+            int i = j % size, n = first + j / size, pair = m->pair[n / per];
+            int r = pair / m->groups, h = pair % m->groups * per + n % per;
+            int ways = MIN(WAYS, (m->at[r] + run) / run);
+            SHARED const float *of = held + j / size * each;
+            float top = of[size], y = 0.0f, total = 0.0f;
+            for (int w = 1; w < ways; w++) top = MAX(of[w * (size + 4) + size], top);
+            for (int w = 0; w < ways; w++, of += size + 4) {
+                float by = EXP(of[size] - top);
+                y += by * of[i], total += by * of[size + 1];
+            }
+            m->attended[(i64)r * m->mix + h * size + i] = y / total;
+        }
+        BARRIER;
+    }
+}
+
+/* Asks for what this block will read of the cache: it comes nearer while something else is done. */
+DEVICE void soon(SHARED const Model *m, int layer) {
+#ifdef PREFETCH
+    int most = SOON / 2 / m->size_p / MAX(1, *m->pairs);
+    ALL(j, 2 * *m->pairs) {
+        int pair = m->pair[j / 2], r = pair / m->groups, tokens = MIN(most, m->at[r]);
+        GLOBAL const float *from = j % 2 ? m->values : m->keys;
+        if (tokens > 0)
+            PREFETCH(from + cached(m, m->slot[r], layer, pair % m->groups), 4 * tokens * m->size_p);
+    }
+#endif
+}
+
+/* -- one pass ----------------------------------------------------------------------- */
+
+/* Reads `rows` tokens into the cache and leaves what the head reads in m->x, for this block what it
+ * has made of it until the next TEAM_BARRIER. Tokens of a sequence must come in order, within a pass or over several. Returns the weights of the head. */
+CALLED GLOBAL const float *forward(SHARED const Model *m, int rows) {
+    GLOBAL const float *w = m->layer;
+    int width = m->width_p, mine = width / TEAM;
+    ALL(j, rows * mine) {
+        int r = j / mine, i = RANK * mine + j % mine;
+        float x = m->embedding[(i64)m->token[r] * width + i];
+        m->x[(i64)r * width + i] = m->learned ? x + m->position[(i64)m->where[r] * width + i] : x;
+    }
+    soon(m, 0);
+    for (int layer = 0; layer < m->layers; layer++) {
+        int inner = m->gated ? 2 * m->hidden_p : m->hidden_p;
+        w = product(m, m->x, width, 1, w, m->qkv, m->qkv_p, rows, PUT);
+        attend(m, layer);
+        if (layer + 1 < m->layers) soon(m, layer + 1);
+        w = product(m, m->attended, m->mix, 0, w, m->x, width, rows, ADD);
+        w = product(m, m->x, width, 1, w, m->middle, inner, rows, m->gated ? GATE : ACTIVATE);
+        w = product(m, m->middle, m->hidden_p, 0, w, m->x, width, rows, ADD);
+    }
+    BARRIER;
+    return w;
+}
+
+/* Logits of what `forward` left, for the whole team. */
+DEVICE void predict(SHARED const Model *m, GLOBAL const float *head, int rows) {
+    product(m, m->x, m->width_p, 1, head, m->logits, m->words_p, rows, PUT);
+    TEAM_BARRIER;
 }
 
 /* How words are sampled; top_k 0, top_p 1 and min_p 0 cut nothing off. Temperature 0 is greedy. */
@@ -268,31 +480,31 @@ typedef struct {
 /* -- choosing ----------------------------------------------------------------------- */
 
 /* The highest of the logits; NaN counts for nothing. */
-CALLED float most(const Model *m, GLOBAL const float *x) {
+CALLED float most(SHARED const Model *m, GLOBAL const float *x) {
     float top = -INFINITY_F;
     ALL(v, m->words) top = MAX(x[v], top);
-    return largest(top, m->room);
+    return largest(top, HELD_OF(m));
 }
 
 /* The first word with the number x, the last word of all where there is none. */
-CALLED int first_with(const Model *m, GLOBAL const float *numbers, float x, int after) {
+CALLED int first_with(SHARED const Model *m, GLOBAL const float *numbers, float x, int after) {
     float found = -INFINITY_F; /* words are below 2^24: a float holds them exactly */
     ALL(v, m->words) if (v > after && numbers[v] == x) found = MAX(-(float)v, found);
-    found = largest(found, m->room);
+    found = largest(found, HELD_OF(m));
     return found == -INFINITY_F ? m->words - 1 : (int)-found;
 }
 
-/* log P(word) under the model itself: temperature 1. */
-DEVICE float logprob_of(const Model *m, GLOBAL const float *logits, int word) {
-    float top = most(m, logits), total = 0.0f;
+/* log P(word) under the model itself: temperature 1. `top` is the highest of the logits. */
+DEVICE float logprob_of(SHARED const Model *m, GLOBAL const float *logits, float top, int word) {
+    float total = 0.0f;
     ALL(v, m->words) total += EXP(logits[v] - top);
-    return logits[word] - top - LOG(sum(total, m->room));
+    return logits[word] - top - LOG(sum(total, HELD_OF(m)));
 }
 
 /* The word at `draw` of the whole, the words standing in their own order: a thread has a run of
  * neighbours, and the one whose run the draw falls into looks for the word. */
-CALLED int among_all(const Model *m, GLOBAL const float *chances, double draw) {
-    SHARED double *sums = (SHARED double *)m->room;
+CALLED int among_all(SHARED const Model *m, GLOBAL const float *chances, double draw) {
+    SHARED double *sums = (SHARED double *)HELD_OF(m);
     SHARED int *chosen = (SHARED int *)(sums + THREADS);
     int each = (m->words + THREADS - 1) / THREADS, from = MIN(THREAD * each, m->words);
     int to = MIN(from + each, m->words);
@@ -320,7 +532,7 @@ CALLED int among_all(const Model *m, GLOBAL const float *chances, double draw) {
 
 /* The word at `draw` of those that top_k, then top_p of what is left, then min_p let through (see
  * gpt.c), found one after the other, the most probable first. */
-CALLED int among_top(const Model *m, GLOBAL const float *chances, const Taste *taste, double draw) {
+CALLED int among_top(SHARED const Model *m, GLOBAL const float *chances, const Taste *taste, double draw) {
     int both = taste->top_k && taste->top_p < 1.0f;
     double total = 0, edge = 0;
     float chance = INFINITY_F, last = 0.0f, least = 0.0f;
@@ -330,7 +542,7 @@ CALLED int among_top(const Model *m, GLOBAL const float *chances, const Taste *t
         if (kept == 0 || next <= word || chances[next] != chance) {
             float top = -INFINITY_F;
             ALL(v, m->words) if (chances[v] < chance) top = MAX(chances[v], top);
-            chance = largest(top, m->room);
+            chance = largest(top, HELD_OF(m));
             next = first_with(m, chances, chance, -1);
         }
         if (chances[next] != chance) break; /* NaN everywhere */
@@ -362,18 +574,18 @@ CALLED int among_top(const Model *m, GLOBAL const float *chances, const Taste *t
     return word;
 }
 
-/* The next word, for `draw` uniform in [0, 1). `chances` is room for as many numbers as there are
- * words. */
-DEVICE int choose(const Model *m, GLOBAL const float *logits, GLOBAL float *chances,
-                  const Taste *taste, double draw) {
-    float top = most(m, logits), total = 0.0f;
+/* The next word, for `draw` uniform in [0, 1). `top` is the highest of the logits. */
+DEVICE int choose(SHARED const Model *m, GLOBAL const float *logits, float top, const Taste *taste,
+                  double draw) {
+    GLOBAL float *chances = m->chances;
+    float total = 0.0f;
     if (taste->temperature == 0.0f) {
         int word = first_with(m, logits, top, -1);
         return logits[word] == top ? word : 0;
     }
     float by = 1.0f / taste->temperature;
     ALL(v, m->words) total += chances[v] = EXP((logits[v] - top) * by);
-    total = sum(total, m->room);
+    total = sum(total, HELD_OF(m));
     ALL(v, m->words) chances[v] /= total;
     BARRIER;
     int whole = taste->top_p >= 1.0f && !taste->top_k && taste->min_p == 0.0f;
@@ -382,24 +594,39 @@ DEVICE int choose(const Model *m, GLOBAL const float *logits, GLOBAL float *chan
 
 /* -- kernels ------------------------------------------------------------------------ */
 
-/* One more row of the next pass. */
-DEVICE int added(const Model *m, int row, int token, int where, int slot, int at) {
-    if (THREAD == 0) m->token[row] = token, m->where[row] = where, m->slot[row] = slot, m->at[row] = at;
+/* One more row of the next pass, and which of its groups this block attends to: a sequence's group
+ * stays with a block. */
+DEVICE int added(SHARED const Model *m, int row, int token, int where, int slot, int at) {
+    if (THREAD) return row + 1;
+    m->token[row] = token, m->where[row] = where, m->slot[row] = slot, m->at[row] = at;
+    int pairs = row ? *m->pairs : 0, begin = (RANK + TEAM - slot * m->groups % TEAM) % TEAM;
+    for (int g = begin; g < m->groups; g += TEAM) m->pair[pairs++] = row * m->groups + g;
+    *m->pairs = pairs;
     return row + 1;
 }
 
 /* Gives a slot what another has read: the first `tokens` tokens. */
-DEVICE void share(const Model *m, int from, int to, int tokens) {
-    i64 each = cached(m, 1, 0, 0), all = each;
-    for (i64 j = THREAD; j < all; j += THREADS) {
-        if (j % m->span < tokens) m->keys[to * each + j] = m->keys[from * each + j];
-        if (j / m->size % m->span < tokens) m->values[to * each + j] = m->values[from * each + j];
-    }
-    BARRIER;
+DEVICE void share(SHARED const Model *m, int from, int to, int tokens) {
+    int each = tokens * m->size_p;
+    for (int layer = 0; layer < m->layers; layer++)
+        for (int g = 0; g < m->groups; g++) {
+            i64 source = cached(m, from, layer, g), place = cached(m, to, layer, g);
+            if ((to * m->groups + g) % TEAM == RANK)
+                ALL(j, each) {
+                    m->keys[place + j] = m->keys[source + j];
+                    m->values[place + j] = m->values[source + j];
+                }
+        }
 }
 
-/* Answers prompts. Block b owns the sequences edges[b] .. edges[b + 1]. Sequence s has the prompt
- * tokens[starts[s] .. starts[s + 1]] and shares that of sequence source[s] <= s of its block.
+/* Copies what this block has made of a row. */
+DEVICE void copy(SHARED const Model *m, GLOBAL const float *from, GLOBAL float *to) {
+    int mine = m->width_p / TEAM;
+    ALL(i, mine) to[RANK * mine + i] = from[RANK * mine + i];
+}
+
+/* Answers prompts. Team b owns the sequences edges[b] .. edges[b + 1]. Sequence s has the prompt
+ * tokens[starts[s] .. starts[s + 1]] and shares that of sequence source[s] <= s of its team.
  * said (sequences, longest) gets `counts` tokens each, the end included; counts is -1 where a
  * position lies beyond the table. `logprob` is a sum of doubles. `end` -1 never comes. */
 KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
@@ -410,12 +637,12 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
                 int longest, int end,
                 GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob ROOM_ARGUMENT) {
     ROOM;
-    Model all = opened(shape, weights, turns, epsilon, slots, span, memory + BLOCK * each[0],
-                       notes + BLOCK * each[1], room);
-    const Model *m = &all;
+    SHARED const Model *m =
+        opened(shape, weights, turns, epsilon, slots, span, memory, notes, each, room);
     Taste taste = {temperature, top_p, min_p, top_k};
     GLOBAL const float *head = 0;
-    int first = edges[BLOCK], count = edges[BLOCK + 1] - first, rows = 0, width = m->width;
+    int first = edges[BLOCK / TEAM], count = edges[BLOCK / TEAM + 1] - first, rows = 0;
+    int width = m->width_p;
     for (int s = 0; s < count; s++) { /* read every prompt once */
         int from = starts[first + s], length = starts[first + s + 1] - from;
         if (source[first + s] != first + s) length = 0;
@@ -424,8 +651,9 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
                 BARRIER;
                 head = forward(m, rows);
                 for (int r = 0; r < rows; r++) { /* what comes last in a prompt stays */
-                    GLOBAL float *last = m->last + (i64)m->slot[r] * width;
-                    ALL(i, width) last[i] = m->n[(i64)r * width + i];
+                    int it = first + m->slot[r];
+                    if (m->at[r] + 1 == starts[it + 1] - starts[it])
+                        copy(m, m->x + (i64)r * width, m->last + (i64)m->slot[r] * width);
                 }
                 BARRIER;
                 rows = 0;
@@ -433,32 +661,45 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
             if (t < length) rows = added(m, rows, tokens[from + t], where[from + t], s, t);
         }
     }
+    TEAM_BARRIER;
     for (int s = 0; s < count; s++) {
-        int other = source[first + s] - first;
-        if (other != s) share(m, other, s, starts[first + s + 1] - starts[first + s]);
-        ALL(i, width) m->n[(i64)s * width + i] = m->last[(i64)other * width + i];
-        if (THREAD == 0) m->live[s] = s, counts[first + s] = 0, logprob[first + s] = 0;
+        int it = first + s, other = source[it] - first;
+        if (other != s) share(m, other, s, starts[it + 1] - starts[it]);
+        copy(m, m->last + (i64)other * width, m->x + (i64)s * width);
+        if (THREAD == 0) m->live[s] = s;
+        if (THREAD == 0 && RANK == 0) logprob[it] = 0;
     }
     BARRIER;
     for (int i = 0, live = count; live; i++) {
         predict(m, head, live);
+        for (int a = RANK; a < live; a += TEAM) {
+            int it = first + m->live[a];
+            GLOBAL const float *logits = m->logits + (i64)a * m->words_p;
+            float top = most(m, logits);
+            double draw = temperature == 0.0f ? 0 : draws[(i64)it * longest + i];
+            int word = choose(m, logits, top, &taste, draw);
+            float chance = logprob_of(m, logits, top, word);
+            if (THREAD == 0) logprob[it] += chance, said[(i64)it * longest + i] = word;
+        }
+        TEAM_BARRIER;
+        ALL(a, live) { /* what was chosen, and at which position it stands: -1 where nothing follows */
+            int it = first + m->live[a], word = said[(i64)it * longest + i];
+            int next = where[starts[it + 1] - 1] + 1 + i, more = word != end && i + 1 < longest;
+            if (RANK == 0) counts[it] = more && next >= m->places ? -1 : i + 1;
+            m->word[a] = word, m->next[a] = more && next < m->places ? next : -1;
+        }
+        BARRIER;
         rows = 0;
         for (int a = 0; a < live; a++) {
-            int s = m->live[a], it = first + s, last = starts[it + 1] - 1;
-            GLOBAL const float *logits = m->logits + (i64)a * m->words;
-            double draw = temperature == 0.0f ? 0 : draws[(i64)it * longest + i];
-            int word = choose(m, logits, m->logits + (i64)ROWS * m->words, &taste, draw);
-            float chance = logprob_of(m, logits, word);
-            int beyond = word != end && i + 1 < longest && where[last] + 1 + i >= m->places;
+            if (m->next[a] < 0) continue;
             if (THREAD == 0) {
-                logprob[it] += chance;
-                said[(i64)it * longest + i] = word, counts[it] = beyond ? -1 : i + 1;
-                m->live[rows] = s; /* rows <= a: what is overwritten was read */
+                int s = m->live[rows] = m->live[a]; /* rows <= a: what is overwritten was read */
+                int at = starts[first + s + 1] - starts[first + s] + i;
+                added(m, rows, m->word[a], m->next[a], s, at);
             }
-            if (word != end && i + 1 < longest && !beyond)
-                rows = added(m, rows, word, where[last] + 1 + i, s, last + 1 - starts[it] + i);
-            BARRIER;
+            rows++;
         }
+        BARRIER;
         live = rows;
         if (live) forward(m, live);
     }
@@ -471,11 +712,11 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const 
              GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *each, int slots, int span,
              GLOBAL double *logprob ROOM_ARGUMENT) {
     ROOM;
-    Model all = opened(shape, weights, turns, epsilon, slots, span, memory + BLOCK * each[0],
-                       notes + BLOCK * each[1], room);
-    const Model *m = &all;
-    int first = edges[BLOCK], count = edges[BLOCK + 1] - first, rows = 0;
-    ALL(s, count) logprob[first + s] = 0;
+    SHARED const Model *m =
+        opened(shape, weights, turns, epsilon, slots, span, memory, notes, each, room);
+    int first = edges[BLOCK / TEAM], count = edges[BLOCK / TEAM + 1] - first, rows = 0;
+    ALL(s, count) if (s % TEAM == RANK) logprob[first + s] = 0;
+    BARRIER;
     for (int s = 0; s < count; s++) {
         int from = starts[first + s], length = starts[first + s + 1] - from - 1;
         for (int t = 0; t <= length; t++) { /* nothing comes after the last token */
@@ -484,9 +725,9 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const 
                 predict(m, forward(m, rows), rows);
                 for (int r = 0; r < rows; r++) {
                     int it = first + m->slot[r], next = m->at[r] + 1;
-                    if (next < begins[it]) continue;
-                    int word = tokens[starts[it] + next];
-                    float chance = logprob_of(m, m->logits + (i64)r * m->words, word);
+                    if (m->slot[r] % TEAM != RANK || next < begins[it]) continue;
+                    GLOBAL const float *logits = m->logits + (i64)r * m->words_p;
+                    float chance = logprob_of(m, logits, most(m, logits), tokens[starts[it] + next]);
                     if (THREAD == 0) logprob[it] += chance;
                 }
                 BARRIER;

@@ -10,10 +10,18 @@
  *     }
  *
  * DEVICE functions are inlined, CALLED ones are not (which spares a large kernel half its compile
- * time). Numbers of a known width are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
- */
+ * time) and do not know what kind of memory they are given: there, ROOM_AT is the room as an array
+ * of some kind, and IS_GLOBAL says that a pointer is one. Numbers of a known width are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
+ *
+ * With -DTEAM=8, on sm_90 and later, neighbouring blocks work in teams of 8 (a thread block cluster)
+ * and see each other's global memory as it was written before TEAM_BARRIER. Every thread of the team
+ * meets it: TEAM_ARRIVE says that a thread is there, TEAM_WAIT waits for the others. */
 #ifndef SIMT_H
 #define SIMT_H
+
+#ifndef TEAM
+#define TEAM 1
+#endif
 
 #ifdef __OPENCL_VERSION__
 #define KERNEL __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void
@@ -31,31 +39,58 @@
 #else
 #define BARRIER
 #endif
+#define TEAM_ARRIVE
+#define TEAM_WAIT BARRIER
+#define ROOM_AT(kind, room) ((__local kind *)(room))
+#define IS_GLOBAL(p)
 #define INFINITY_F INFINITY
 #define EXP(x) exp((float)(x))
 #define LOG(x) log((float)(x))
 #define ROOT(x) sqrt((float)(x))
+#define LARGER(x, y) fmax((float)(x), (float)(y))
 #define AS_FLOAT(x) as_float(x)
 #define AS_U32(x) as_uint(x)
 typedef long i64;
 typedef uint u32;
 typedef ushort u16;
 #else
+#if TEAM > 1
+#define KERNEL extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS)
+#else
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+#endif
 #define DEVICE static __device__ __forceinline__
 #define CALLED static __device__ __noinline__
 #define GLOBAL
 #define SHARED
 #define ROOM_ARGUMENT
-#define ROOM extern __shared__ float4 all_room[]; float *room = (float *)all_room
+#define ROOM float *room = (float *)all_room
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
 #define BLOCKS ((int)gridDim.x)
 #define BARRIER __syncthreads()
+#if defined(EMULATED)
+#define TEAM_ARRIVE
+#define TEAM_WAIT emulator::wait(emulator::AT_TEAM)
+#elif TEAM > 1
+#define TEAM_ARRIVE asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory")
+#define TEAM_WAIT asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory")
+#else
+#define TEAM_ARRIVE
+#define TEAM_WAIT BARRIER
+#endif
+#ifdef EMULATED
+#define IS_GLOBAL(p)
+#else
+#define IS_GLOBAL(p) __builtin_assume(__isGlobal(p))
+extern __shared__ __align__(1024) float4 all_room[];
+#endif
+#define ROOM_AT(kind, room) ((kind *)all_room)
 #define INFINITY_F __int_as_float(0x7f800000)
 #define EXP(x) expf(x)
 #define LOG(x) logf(x)
 #define ROOT(x) sqrtf(x)
+#define LARGER(x, y) fmaxf(x, y) /* NaN counts for nothing */
 #define AS_FLOAT(x) __uint_as_float(x)
 #define AS_U32(x) __float_as_uint(x)
 typedef long long i64;
@@ -63,10 +98,14 @@ typedef unsigned u32;
 typedef unsigned short u16;
 #endif
 
+#define TEAM_BARRIER do { TEAM_ARRIVE; TEAM_WAIT; } while (0)
+#define RANK (BLOCK % TEAM) /* of a block in its team */
+
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define QUAD(p) (*(SHARED const float4 *)(p)) /* four floats at a multiple of 16 bytes */
+#define FAR_QUAD(p) (*(GLOBAL const float4 *)(p))
 
 #if STORED == 1
 typedef u16 stored;
@@ -112,6 +151,21 @@ DEVICE float sum_of(float x, int n, SHARED float *room) {
 #else
     for (int step = n / 2; step; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
 #endif
+    return x;
+}
+
+/* The sum of every n-th x of the 32 neighbours (of all, where a block has fewer). */
+DEVICE float sum_apart(float x, int n, SHARED float *room) {
+    for (int step = MIN(32, THREADS) / 2; step >= n; step /= 2) {
+#ifdef __OPENCL_VERSION__
+        BARRIER;
+        room[THREAD] = x;
+        BARRIER;
+        x += room[THREAD ^ step];
+#else
+        x += __shfl_xor_sync(0xffffffffu, x, step);
+#endif
+    }
     return x;
 }
 

@@ -20,13 +20,28 @@ KERNEL reverse(GLOBAL const float *x, GLOBAL float *y ROOM_ARGUMENT) {
     y[BLOCK * THREADS + THREAD] = room[THREADS - 1 - THREAD];
 }
 """
+TEAM = """
+#define THREADS 64
+#include "simt.h"
+KERNEL reverse(GLOBAL const float *x, GLOBAL float *y ROOM_ARGUMENT) {
+    ROOM;
+    room[THREAD] = x[BLOCK * THREADS + THREAD];
+    y[BLOCK * THREADS + THREAD] = room[THREAD];
+    %s
+    float other = y[(BLOCK ^ 1) * THREADS + THREAD];
+    TEAM_BARRIER;
+    y[BLOCK * THREADS + THREAD] = other + 1000.0f * room[THREAD];
+}
+"""
 
 
-def run(folder: Path, line: str, room: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def run(
+    folder: Path, line: str, room: int = 64, source: str = SOURCE, flags: tuple[str, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     path = folder / f"reverse{abs(hash(line))}.cu"
-    path.write_text(SOURCE % line)
+    path.write_text(source % line)
     try:
-        program = EmulatedProgram(str(path.with_suffix("")))
+        program = EmulatedProgram(str(path.with_suffix("")), flags)
     except BuildError as error:
         pytest.skip(str(error))
     x = torch.arange(128.0)
@@ -63,3 +78,17 @@ def test_what_is_not_done_together_is_named(
 def test_too_little_shared_memory_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(AssertionError, match="more shared memory"):
         run(tmp_path, "BARRIER;", room=32)
+
+
+@pytest.mark.parametrize(("line", "right"), [("TEAM_BARRIER;", True), ("BARRIER;", False)])
+def test_blocks_of_a_team_see_what_the_others_wrote(
+    line: str, right: bool, tmp_path: Path, cache: Path
+) -> None:
+    found, _ = run(tmp_path, line, source=TEAM, flags=("-DTEAM=2",))
+    x = torch.arange(128.0)
+    assert found.equal(x.view(2, 64).flip(0).flatten() + 1000 * x) == right
+
+
+def test_a_block_that_leaves_its_team_is_named(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(AssertionError, match="blocks end while their team"):
+        run(tmp_path, "if (BLOCK) return;", source=TEAM, flags=("-DTEAM=2",))

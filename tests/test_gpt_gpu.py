@@ -1,5 +1,5 @@
 """Language models in gpt.cu: by OpenCL with one thread a block, by the emulator with all of them
-(so barriers and shuffles count), and on a GPU where there is one."""
+(so barriers and shuffles count), alone or two blocks together, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from cuda_emulator import emulated
 from test_gpt import END, MODELS, TASTES, WORDS, Numbers, gpt2, llama, logs, prompts
 
 from community.agents.decoding import generate, generate_by_kernels, score, score_by_kernels
-from community.kernels.backend import kernels, simt
-from community.kernels.build import BuildError, SimtProgram, simt_program
+from community.kernels.backend import kernels
+from community.kernels.build import BuildError, simt_program
 from community.kernels.gpt import LanguageModel
-from community.kernels.gpt_gpu import THREADS, GpuLanguageModel
+from community.kernels.gpt_gpu import GpuLanguageModel, Team, flags, team_on
 from community.kernels.weights import Unsupported
 from community.types import Decoding
 
 NAMES = [n for n in MODELS if n.startswith(("gpt2", "llama", "mistral", "qwen2"))]
+SLOW = ("emulator", "teams")
 
 
 @cache
-def program(backend: str) -> tuple[SimtProgram, int]:
+def team(backend: str) -> Team:
     try:
         if backend == "opencl":
-            return simt_program("gpt", ("-DTHREADS=1",)), 1
-        if backend == "emulator":
-            return emulated("gpt"), THREADS
+            return Team(simt_program("gpt", ("-DTHREADS=1",)), 1, 1)
+        if backend != "cuda":
+            blocks = 2 if backend == "teams" else 1
+            return Team(emulated("gpt", *flags(blocks)), blocks)
     except BuildError as error:
         pytest.skip(str(error))
-    found = simt("gpt", "cuda")
+    found = team_on("cuda")
     assert found is not None
-    return found, THREADS
+    return found
 
 
-@pytest.fixture(params=["opencl", "emulator", "cuda"])
+@pytest.fixture(params=["opencl", "emulator", "teams", "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         request.getfixturevalue("gpu")
-    program(request.param)
+    team(request.param)
     return str(request.param)
 
 
 def made(model: torch.nn.Module, backend: str) -> GpuLanguageModel:
     copy = type(model)(model.config)  # the test goes on with the model on the processor
     copy.load_state_dict(model.state_dict())
-    return GpuLanguageModel(copy.to("cuda" if backend == "cuda" else "cpu"), *program(backend))
+    return GpuLanguageModel(copy.to("cuda" if backend == "cuda" else "cpu"), team(backend))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
     model = MODELS[name]()
-    longest = 6 if backend == "emulator" else 20
+    longest = 6 if backend in SLOW else 20
     answers, logprobs = made(model, backend).generate(prompts(), None, None, longest, END)
     for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
         ids = torch.tensor([prompt])
@@ -70,7 +72,7 @@ def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> None:
     model, codec = MODELS[name](), Numbers()
-    longest, times = (4, 1) if backend == "emulator" else (12, 5)
+    longest, times = (4, 1) if backend in SLOW else (12, 5)
     decoding = Decoding(temperature=1.3, top_p=top_p, max_tokens=longest)
     asked = [p for p in prompts() for _ in range(times)]
     seeds = list(range(len(asked)))
@@ -87,8 +89,8 @@ def test_samples_are_those_of_gpt_c(taste: dict[str, Any], backend: str) -> None
     compiled = kernels("gpt")
     if compiled is None:
         pytest.skip("no kernels for the processor")
-    model, longest = gpt2(), 4 if backend == "emulator" else 12
-    asked = prompts(4) if backend == "emulator" else prompts() * 3
+    model, longest = gpt2(), 4 if backend in SLOW else 12
+    asked = prompts(4) if backend in SLOW else prompts() * 3
     draws = torch.rand(len(asked), longest, dtype=torch.float64)
     options: dict[str, Any] = {"temperature": 1.5, **taste}
     expected, _ = LanguageModel(model, compiled).generate(
@@ -102,10 +104,24 @@ def test_samples_are_those_of_gpt_c(taste: dict[str, Any], backend: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_torch(name: str, backend: str) -> None:
     model, codec = MODELS[name](), Numbers()
-    rows = prompts(40)[::8] if backend == "emulator" else prompts(40)
+    rows = prompts(40)[::8] if backend in SLOW else prompts(40)
     pairs = [(p, [*p[::-1], END]) for p in rows]
     found = score_by_kernels(made(model, backend), codec, pairs)
     assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
+
+
+LONG: dict[str, Any] = {
+    "gpt2": lambda: gpt2(n_positions=300),
+    "llama": lambda: llama(head_dim=136, num_attention_heads=1, num_key_value_heads=1),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_rows_and_wide_heads_are_scored(name: str, backend: str) -> None:
+    model = LONG[name]()
+    row = [2 + (i * i + i // 7) % (WORDS - 2) for i in range(300)]
+    expected = float(logs(model, row)[range(299), row[1:]].sum())
+    assert made(model, backend).score([row], None, [1]) == pytest.approx([expected], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -113,6 +129,8 @@ def test_a_row_is_the_same_in_every_batch(name: str, backend: str) -> None:
     ours = made(MODELS[name](), backend)
     draws = torch.rand(14, 5, dtype=torch.float64)
     together = ours.generate(prompts(), None, draws, 5, END, 1.0, 0.9)
+    few = ours.generate(prompts()[:3], None, draws[:3], 5, END, 1.0, 0.9)
+    assert few == (together[0][:3], together[1][:3])
     for i, prompt in list(enumerate(prompts()))[::3]:
         alone = ours.generate([prompt], None, draws[i : i + 1], 5, END, 1.0, 0.9)
         assert alone == ([together[0][i]], [together[1][i]])
@@ -142,6 +160,7 @@ BAD: dict[str, Any] = {
     "layers without positions": MODELS["smollm3"],
     "cross attention": lambda: gpt2(add_cross_attention=True),
     "float64": lambda: llama().double(),
+    "heads of size 600": lambda: llama(head_dim=600, num_attention_heads=1, num_key_value_heads=1),
     "dynamic": lambda: llama(
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     ),
@@ -151,4 +170,4 @@ BAD: dict[str, Any] = {
 @pytest.mark.parametrize("feature", BAD)
 def test_what_is_not_supported_is_named(feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):
-        GpuLanguageModel(BAD[feature](), *program("opencl"))
+        GpuLanguageModel(BAD[feature](), team("opencl"))
