@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from community.kernels import attention_cpu, attention_gpu
 from community.kernels.tracing import traced
@@ -203,13 +204,14 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
             raise ValueError(f"temperature is on {temperature.device} and q on {q.device}")
         if not temperature.is_floating_point():
             raise ValueError(f"temperature is {temperature.dtype}, and must be a floating dtype")
+        if traced(temperature) or _known(temperature):
+            return
         # one number a head: quicker read than compared by four operations
-        heads = () if traced(temperature) else temperature.view(-1).tolist()
-        ok = all(0 < x < math.inf for x in heads)
-    else:
-        ok = temperature is None or (temperature > 0 and math.isfinite(temperature))
-    if not ok:
-        raise ValueError("temperature must be positive and finite")
+        if all(0 < x < math.inf for x in temperature.view(-1).tolist()):
+            return _remember(temperature)
+    elif temperature is None or (temperature > 0 and math.isfinite(temperature)):
+        return
+    raise ValueError("temperature must be positive and finite")
 
 
 def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
@@ -220,8 +222,25 @@ def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
         )
     if lengths.device != q.device:
         raise ValueError(f"lengths is on {lengths.device} and q on {q.device}")
-    if not traced(lengths) and bool(((lengths < 1) | (lengths > k.shape[2])).any()):
+    if traced(lengths) or _known(lengths, k.shape[2]):
+        return
+    if bool(((lengths < 1) | (lengths > k.shape[2])).any()):
         raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
+    _remember(lengths, k.shape[2])
+
+
+_looked_at: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _known(x: Tensor, limit: int = 0) -> bool:
+    """Whether x, on a GPU, was looked at since it was last written: a look waits until the GPU has
+    done all it was given."""
+    return x.is_cuda and not x.is_inference() and _looked_at.get(x) == (x._version, limit)
+
+
+def _remember(x: Tensor, limit: int = 0) -> None:
+    if x.is_cuda and not x.is_inference():
+        _looked_at[x] = x._version, limit
 
 
 def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:
@@ -268,8 +287,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
-@torch.library.custom_op("community::attention_backward", mutates_args=())
-def _attention_backward(
+def _derived(
     go: Tensor,
     glse: Tensor,
     q: Tensor,
@@ -281,22 +299,41 @@ def _attention_backward(
     causal: bool,
     out: Tensor,
     lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    delta = (_float(go) * _float(out)).sum(-1) - glse
-    more = (factor, mask, lengths, causal, lse)
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v and, if `wanted`, every query's sum of q times its gradient."""
+    more = (factor, mask, lengths, causal)
     if attention_gpu.takes(q, v, mask):
-        return attention_gpu.backward(go, delta, q, k, v, *more)
+        return attention_gpu.backward(go, glse, q, k, v, *more, out, lse, wanted)
+    delta = (_float(go) * _float(out)).sum(-1) - glse
     compute = attention_cpu.backward if attention_cpu.takes(q, mask) else _backward_in_torch
-    gq, gk, gv = compute(_float(go), delta, _float(q), _float(k), _float(v), *more)
-    return gq, gk.to(k.dtype), gv.to(v.dtype)
+    gq, gk, gv = compute(_float(go), delta, _float(q), _float(k), _float(v), *more, lse)
+    dots = (q * gq).sum(-1) if wanted else lse.new_empty(0)
+    return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
+
+
+_attention_backward = torch.library.custom_op(
+    "community::attention_backward", _derived, mutates_args=()
+)
 
 
 @_attention_backward.register_fake
 def _(
-    _go: Tensor, _glse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    gq = q.new_empty(q.shape, dtype=torch.float32 if q.dtype in _HALVES else q.dtype)
-    return gq, k.new_empty(k.shape), v.new_empty(v.shape)
+    _go: Tensor,
+    _glse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    _factor: Tensor,
+    _mask: Tensor | None,
+    _lengths: Tensor | None,
+    _causal: bool,
+    _out: Tensor,
+    lse: Tensor,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dots = lse.new_empty(lse.shape if wanted else (0,))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dots
 
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
@@ -307,11 +344,12 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 
 def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
     q, k, v, factor, mask, lengths, out, lse = ctx.saved_tensors
-    gq, gk, gv = _attention_backward(go, glse, q, k, v, factor, mask, lengths, ctx.causal, out, lse)
-    gf = None
-    if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
-        gf = (q * gq).sum((0, 2, 3)) / factor
-    return gq.to(q.dtype), gk, gv, gf, None, None, None
+    wanted, more = ctx.needs_input_grad[3], (mask, lengths, ctx.causal, out, lse)
+    # a graph of gradients is not written for: the custom op says so
+    run: Any = _attention_backward if torch.is_grad_enabled() or traced(go) else _derived
+    gq, gk, gv, dots = run(go, glse, q, k, v, factor, *more, wanted)
+    # scores are q factor k: what q's gradient says, factor's repeats
+    return gq, gk, gv, dots.sum((0, 2)) / factor if wanted else None, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)

@@ -1,12 +1,13 @@
-"""Attention on a GPU: how attention.cu and attention_tensor.cu are called.
+"""Attention on a GPU: how attention.cu, attention_tensor.cu and attention_hopper.cu are called.
 
 `attention` asks it first. Tests have the processor run attention.cu by OpenCL
-(COMMUNITY_KERNELS=simt), and both in an emulator.
+(COMMUNITY_KERNELS=simt), and all in an emulator.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from community.kernels.build import Argument, SimtProgram
 from community.kernels.cuda import PLENTY
 
 WIDTHS = (32, 64, 128, 256)  # that attention.cu pads queries, keys and values to, in shared memory
-TENSOR_WIDTHS = (64, 128)  # of attention_tensor.cu
+TENSOR_WIDTHS = (64, 128)  # of attention_tensor.cu and attention_hopper.cu
+# of attention_hopper.cu, by width and direction: groups of four warps in a block, columns of a tile
+HOPPER = {(64, False): (2, 64), (128, False): (2, 128), (64, True): (2, 64), (128, True): (2, 64)}
 STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -32,11 +35,26 @@ class Tiling:
     room: int  # floats of shared memory
 
     def program(self, device: torch.device) -> SimtProgram | None:
-        if device.type == "cuda":
-            found = torch.cuda.get_device_properties(device)
-            if 4 * self.room > getattr(found, "shared_memory_per_block_optin", PLENTY):
-                return None
         return simt(self.source, device.type, *self.flags)
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether the GPU has so much shared memory."""
+        if device.type != "cuda":
+            return True
+        found = torch.cuda.get_device_properties(device)
+        return 4 * self.room <= getattr(found, "shared_memory_per_block_optin", PLENTY)
+
+    def run(
+        self,
+        kernel: str,
+        device: torch.device,
+        arguments: tuple[Argument, ...],
+        blocks: int,
+        room: int = 0,
+    ) -> None:
+        run = self.program(device)
+        assert run is not None
+        run(kernel, *arguments, blocks=blocks, threads=self.threads, room=room)
 
     def held(self, *inputs: Tensor) -> list[Tensor]:
         """What the kernels read: in one piece that begins at a multiple of 16 bytes."""
@@ -50,7 +68,11 @@ def takes(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
         return False
     if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
         return False
-    return all(tiling(q, v, backward).program(q.device) is not None for backward in (False, True))
+    for backward in (False, True):
+        tiles = tiling(q, v, backward, mask is not None)
+        if tiles.program(q.device) is None or not tiles.fits(q.device):
+            return False
+    return True
 
 
 def forward(
@@ -63,7 +85,7 @@ def forward(
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output in q's dtype, the logsumexp in float32. Shapes as in `attention`."""
-    tiles = tiling(q, v, False)
+    tiles = tiling(q, v, False, mask is not None)
     given = tiles.held(q, k, v)
     out = given[0].new_empty(*q.shape[:3], v.shape[3])
     lse = factor.new_empty(q.shape[:3])
@@ -75,7 +97,7 @@ def forward(
 
 def backward(
     go: Tensor,
-    delta: Tensor,
+    glse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -83,19 +105,36 @@ def backward(
     mask: Tensor | None,
     lengths: Tensor | None,
     causal: bool,
+    out: Tensor,
     lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, in float32, and of k and v in theirs; delta is sum(go * out) - glse."""
-    tiles = tiling(q, v, True)
-    given = tiles.held(go, q, k, v)
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v in their dtype and, if `wanted`, each query's sum of q times its
+    gradient, (B, H, Tq) in float32, else a tensor of nothing."""
+    tiles = tiling(q, v, True, mask is not None)
+    given, glse = tiles.held(go, q, k, v), glse.contiguous()
+    cores = tiles.source != "attention"
+    if cores:
+        delta = torch.empty_like(glse)
+        rows, each = glse.numel(), tiles.threads * 8 // q.shape[-1]
+        both = (given[0], *tiles.held(out))
+        tiles.run("attention_delta", q.device, (*both, glse, delta, rows), -(-rows // each))
+    else:
+        delta = (go.float() * out.float()).sum(-1) - glse
     mask, by = strides(mask, q, k)
-    more = (factor.contiguous(), mask, lengths, lse.contiguous(), delta.contiguous())
+    more = (factor.contiguous(), mask, lengths, lse.contiguous(), delta)
     sizes = (*_sizes(q, k, v, causal, tiles), *by)
-    gq = torch.empty_like(given[1], dtype=torch.float32)
+    gq = torch.empty_like(given[1], dtype=None if cores else torch.float32)
     gk, gv = torch.empty_like(given[2]), torch.empty_like(given[3])
-    _run("attention_queries", tiles, q, (*given, *more, gq, *sizes))
+    dots = lse.new_empty(lse.shape if wanted else 0)
+    if cores:
+        to = (gq, dots if wanted else None)
+        _run("attention_queries", tiles, q, (*given, *more, *to, *sizes))
+    else:
+        _run("attention_queries", tiles, q, (*given, *more, gq, *sizes))
+        dots = (q * gq).sum(-1) if wanted else dots
     _run("attention_keys", tiles, k, (*given, *more, gk, gv, *sizes))
-    return gq, gk.to(k.dtype), gv.to(v.dtype)
+    return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
 
 
 def strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -108,15 +147,13 @@ def strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, t
     return mask, full.stride()[:3]
 
 
-def tiling(q: Tensor, v: Tensor, backward: bool) -> Tiling:
+def tiling(q: Tensor, v: Tensor, backward: bool, masked: bool) -> Tiling:
     """Tensor cores for half precision where they fit, else attention.cu, float16 as float32."""
     d, dv = q.shape[-1], v.shape[-1]
-    if q.dtype != torch.float32 and d == dv and d in TENSOR_WIDTHS and tensor_cores(q.device):
-        rows = 64 if backward else 128
-        halves = (2 * rows + 4 * 64 if backward else rows + 2 * 64) * d
-        room = halves // 2 + 4 * 64 * backward
-        flags = _flags(d, q.dtype, backward)
-        return Tiling("attention_tensor", flags, q.dtype, 128, rows, room)
+    if q.dtype != torch.float32 and d == dv and d in TENSOR_WIDTHS:
+        cores = tensor_cores(q.device)
+        if cores:
+            return (_hopper if cores >= (9, 0) else _tensor)(d, q.dtype, backward, masked)
     width = next(w for w in WIDTHS if w >= max(d, dv))
     stored = torch.float32 if q.dtype == torch.float16 else q.dtype
     rows = (16 if backward else 32) if width > 128 else 32 if width > 64 and backward else 64
@@ -125,9 +162,32 @@ def tiling(q: Tensor, v: Tensor, backward: bool) -> Tiling:
     return Tiling("attention", _flags(width, stored, backward), stored, 256, rows, room)
 
 
-def tensor_cores(device: torch.device) -> bool:
-    """Whether the GPU has those that attention_tensor.cu needs: Ampere or later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+@cache
+def _tensor(d: int, stored: torch.dtype, backward: bool, _masked: bool) -> Tiling:
+    rows = 64 if backward else 128
+    halves = (2 * rows + 4 * 64 if backward else rows + 2 * 64) * d
+    room = halves // 2 + 4 * 64 * backward
+    return Tiling("attention_tensor", _flags(d, stored, backward), stored, 128, rows, room)
+
+
+@cache
+def _hopper(d: int, stored: torch.dtype, backward: bool, masked: bool) -> Tiling:
+    groups, columns = HOPPER[d, backward]
+    rows = 64 * groups
+    halves = (2 * rows + 6 * columns if backward else rows + 4 * columns) * d
+    room = halves // 2 + 6 * columns * backward
+    flags = _flags(d, stored, backward)
+    flags = (*flags, f"-DGROUPS={groups}", f"-DCOLS={columns}", f"-DMASKED={masked:d}")
+    return Tiling("attention_hopper", flags, stored, 128 * groups, rows, room)
+
+
+def tensor_cores(device: torch.device) -> tuple[int, int] | None:
+    """The newest tensor cores that are written for and that the GPU has: those of compute
+    capability (8, 0), which later ones have too, or (9, 0), which no other has."""
+    if device.type != "cuda":
+        return None
+    found = torch.cuda.get_device_capability(device)
+    return found if found == (9, 0) else (8, 0) if found >= (8, 0) else None
 
 
 def _flags(width: int, stored: torch.dtype, backward: bool) -> tuple[str, ...]:
@@ -136,13 +196,11 @@ def _flags(width: int, stored: torch.dtype, backward: bool) -> tuple[str, ...]:
 
 def _run(kernel: str, tiles: Tiling, x: Tensor, arguments: tuple[Argument, ...]) -> None:
     """Blocks that own the rows of x (B, H, T, D)."""
-    run = tiles.program(x.device)
-    assert run is not None
     blocks = x.shape[0] * x.shape[1] * -(-x.shape[2] // tiles.rows)
-    run(kernel, *arguments, blocks=blocks, threads=tiles.threads, room=tiles.room)
+    tiles.run(kernel, x.device, arguments, blocks, tiles.room)
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, causal: bool, tiles: Tiling) -> tuple[int, ...]:
     (_, h, tq, d), tk = q.shape, k.shape[2]
-    widths = () if tiles.source == "attention_tensor" else (d, v.shape[3])
+    widths = (d, v.shape[3]) if tiles.source == "attention" else ()
     return h, h // k.shape[1], tq, tk, *widths, tk - tq + 1 if causal else tk

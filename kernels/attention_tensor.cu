@@ -3,9 +3,8 @@
  *
  * A block of four warps owns ROWS rows; a warp has M times 16 of them and all COLS columns of the
  * other side's tile, so scores and weights never leave its registers: what a product leaves in
- * them (c of tensor.h) is what the next one reads (a of tensor.h). Tiles lie in shared memory row
- * by row, the 16-byte pieces of a row exchanged so that eight rows of one column lie in different
- * banks. Compiled once for each WIDTH, STORED and BACKWARD.
+ * them (c of tensor.h) is what the next one reads (a of tensor.h). Compiled once for each WIDTH,
+ * STORED and BACKWARD.
  */
 #define WARPS 4
 #define THREADS (32 * WARPS)
@@ -15,20 +14,7 @@
 #define M (BACKWARD ? 1 : 2)
 #define ROWS (16 * M * WARPS)
 #define COLS 64
-#define PIECES (WIDTH / 8)
-#define N (COLS / 8)      /* products of 16 x 8 across a tile of scores */
-#define SPREAD (WIDTH / 8) /* and across the width */
-#define LOG2E 1.4426950408889634f
-#define PLACE(r, piece) (((r) * PIECES + ((piece) ^ ((r) & 7))) * 8)
-
-/* Begins to load rows from..from + rows of x (stop, WIDTH), zeros after the last. */
-DEVICE void load(const u16 *x, int from, int rows, int stop, u16 *tile) {
-    for (int i = THREAD; i < rows * PIECES; i += THREADS) {
-        int r = i / PIECES, piece = i % PIECES, there = from + r < stop;
-        const u16 *source = x + (i64)(there ? from + r : stop - 1) * WIDTH + piece * 8;
-        begin_copy(tile + PLACE(r, piece), source, there);
-    }
-}
+#include "attention_tensor.h"
 
 /* s = my rows of a tile times all rows of another. */
 DEVICE void compare(const u16 *rows, const u16 *columns, float s[M][N][4]) {
@@ -42,11 +28,11 @@ DEVICE void compare(const u16 *rows, const u16 *columns, float s[M][N][4]) {
         u32 a[M][4], b[4];
 #pragma unroll
         for (int m = 0; m < M; m++)
-            load_matrices(a[m], rows + PLACE(mine + 16 * m + lane % 16, 2 * k + lane / 16));
+            load_matrices(a[m], rows + PLACE(ROWS, mine + 16 * m + lane % 16, 2 * k + lane / 16));
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             int row = 8 * n + lane / 16 * 8 + lane % 8;
-            load_matrices(b, columns + PLACE(row, 2 * k + lane / 8 % 2));
+            load_matrices(b, columns + PLACE(COLS, row, 2 * k + lane / 8 % 2));
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 multiply(s[m][n], a[m], b[0], b[1]);
@@ -71,7 +57,7 @@ DEVICE void blend(float s[M][N][4], const u16 *tile, float o[M][SPREAD][4]) {
             }
 #pragma unroll
         for (int n = 0; n < SPREAD; n += 2) {
-            load_turned(b, tile + PLACE(16 * k + lane % 16, n + lane / 16));
+            load_turned(b, tile + PLACE(COLS, 16 * k + lane % 16, n + lane / 16));
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 multiply(o[m][n], a[m], b[0], b[1]);
@@ -81,39 +67,7 @@ DEVICE void blend(float s[M][N][4], const u16 *tile, float o[M][SPREAD][4]) {
     }
 }
 
-DEVICE void clear(float o[M][SPREAD][4]) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < SPREAD; n++) o[m][n][0] = o[m][n][1] = o[m][n][2] = o[m][n][3] = 0.0f;
-}
-
-/* The row of a tile that half i (0 or 1) of this thread's part m holds. */
-#define ROW(m, i) (THREAD / 32 * 16 * M + 16 * (m) + THREAD % 32 / 4 + 8 * (i))
-#define COLUMN(n) (8 * (n) + THREAD % 4 * 2) /* and the first of its two columns */
-
-/* Rows from.. of y (stop, WIDTH). */
-DEVICE void store(float o[M][SPREAD][4], int from, int stop, u16 *y) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int r = from + ROW(m, i);
-            if (r >= stop) continue;
-#pragma unroll
-            for (int n = 0; n < SPREAD; n++)
-                *(u32 *)(y + (i64)r * WIDTH + COLUMN(n)) = pair(o[m][n][2 * i], o[m][n][2 * i + 1]);
-        }
-}
-
 #if !BACKWARD
-DEVICE float most_of_quad(float x) {
-    float other = __shfl_xor_sync(0xffffffffu, x, 1);
-    x = MAX(other, x);
-    other = __shfl_xor_sync(0xffffffffu, x, 2);
-    return MAX(other, x);
-}
-
 /* q (b, heads, tq, WIDTH), k and v (b, heads / group, tk, WIDTH) -> out as q, lse (b, heads, tq).
  * Scores are q k factor[head] + mask, the mask's rows at b * mask_b + head * mask_h +
  * query * mask_q. Query i sees the keys before i + shift, and no more than lengths[b]. */
@@ -132,8 +86,10 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
     if (mask) mask += (i64)b * mask_b + (i64)h * mask_h;
     float by = factor[h], unit = (mask ? 1.0f : by) * LOG2E; /* of scores, in powers of two */
     float o[M][SPREAD][4], s[M][N][4], top[M][2], sum[M][2];
-    clear(o);
-    for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITY_F, sum[m][0] = sum[m][1] = 0.0f;
+    for (int m = 0; m < M; m++) {
+        clear(o[m]);
+        top[m][0] = top[m][1] = -INFINITY_F, sum[m][0] = sum[m][1] = 0.0f;
+    }
     load(q + (i64)at * tq * WIDTH, q0, ROWS, tq, queries);
     if (end > 0) load(k, 0, COLS, keys, near_k);
     close_group();
@@ -151,29 +107,14 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int r = q0 + ROW(m, i), stop = r < tq ? MIN(keys, r + shift) : 0;
-                    float most = top[m][i];
-#pragma unroll
-                    for (int n = 0; n < N; n++)
-#pragma unroll
-                        for (int j = 0; j < 2; j++) {
-                            float *score = &s[m][n][2 * i + j];
-                            int key = k0 + COLUMN(n) + j;
-                            if (edge && key >= stop) *score = -INFINITY_F;
-                            else if (mask) *score = *score * by + mask[(i64)r * mask_q + key];
-                            most = MAX(*score, most);
-                        }
-                    most = most_of_quad(most);
-                    float height = most == -INFINITY_F ? 0.0f : most * unit;
-                    float less = power(top[m][i] * unit - height);
-                    top[m][i] = most, sum[m][i] *= less;
-#pragma unroll
-                    for (int n = 0; n < N; n++)
-#pragma unroll
-                        for (int j = 2 * i; j < 2 * i + 2; j++)
-                            sum[m][i] += s[m][n][j] = power(s[m][n][j] * unit - height);
-#pragma unroll
-                    for (int n = 0; n < SPREAD; n++) o[m][n][2 * i] *= less, o[m][n][2 * i + 1] *= less;
+                    if (edge) limit(s[m], i, k0, stop, mask ? mask + (i64)r * mask_q : mask, by);
                 }
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                float less[2];
+                weigh(s[m], unit, top[m], sum[m], less);
+                shrink(o[m], less);
+            }
         }
         WAIT_FOR_COPIES(0);
         BARRIER; /* values are there, the keys are read */
@@ -181,30 +122,22 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
         close_group();
         if (seen) blend(s, near_v, o);
     }
+    WAIT_FOR_COPIES(0);
+    BARRIER; /* the queries, in whose room the output is turned, are read */
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++) {
+        float found[2];
+        finish(o[m], top[m], sum[m], mask ? 1.0f : by, found);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int r = q0 + ROW(m, i);
-            float total = sum[m][i];
-            total += __shfl_xor_sync(0xffffffffu, total, 1);
-            total += __shfl_xor_sync(0xffffffffu, total, 2);
-            float share = total != 0.0f ? 1.0f / total : 0.0f;
-#pragma unroll
-            for (int n = 0; n < SPREAD; n++) o[m][n][2 * i] *= share, o[m][n][2 * i + 1] *= share;
-            if (r < tq && THREAD % 4 == 0)
-                lse[r] = total != 0.0f ? top[m][i] * (mask ? 1.0f : by) + LOG(total) : -INFINITY_F;
+            if (r < tq && THREAD % 4 == 0) lse[r] = found[i];
         }
-    store(o, q0, tq, out + (i64)at * tq * WIDTH);
-    WAIT_FOR_COPIES(0);
+        store(o[m], m, q0, tq, queries, out + (i64)at * tq * WIDTH);
+    }
 }
 
 #else
-/* The logsumexp in powers of two, or infinity for a query that sees nothing: 2^(x - inf) is 0. */
-DEVICE float height_of(const float *lse, int r, int tq) {
-    return r < tq && lse[r] != -INFINITY_F ? lse[r] * LOG2E : INFINITY_F;
-}
-
 /* s: score -> weight; t: the weight's gradient -> that of the score, times the factor. */
 DEVICE void gradient(float *s, float *t, int r, int key, int stop, float by, const float *mask,
                      int mask_q, float height, float delta) {
@@ -217,12 +150,13 @@ DEVICE void gradient(float *s, float *t, int r, int key, int stop, float by, con
     *t = weight * (*t - delta) * by;
 }
 
-/* gq (b, heads, tq, WIDTH) in float32. go is the gradient of out, delta = sum(go * out) - (the
- * gradient of lse); the rest as in attention_forward. A block owns queries. */
+/* gq as q, and dots (b, heads, tq): the sums of q gq, if they are wanted. go is the gradient of
+ * out, delta = sum(go * out) - (the gradient of lse); the rest as in attention_forward. A block
+ * owns queries. */
 KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
                          const float *factor, const float *mask, const int *lengths,
-                         const float *lse, const float *delta, float *gq, int heads, int group,
-                         int tq, int tk, int shift, int mask_b, int mask_h, int mask_q) {
+                         const float *lse, const float *delta, u16 *gq, float *dots, int heads,
+                         int group, int tq, int tk, int shift, int mask_b, int mask_h, int mask_q) {
     ROOM;
     u16 *queries = (u16 *)room, *above = queries + ROWS * WIDTH, *near = above + ROWS * WIDTH;
     int blocks = UP(tq, ROWS) / ROWS, at = BLOCK / blocks, b = at / heads, h = at % heads;
@@ -233,7 +167,7 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
     k += kv * tk * WIDTH, v += kv * tk * WIDTH, lse += (i64)at * tq, delta += (i64)at * tq;
     if (mask) mask += (i64)b * mask_b + (i64)h * mask_h;
     float by = factor[h], o[M][SPREAD][4], s[M][N][4], t[M][N][4];
-    clear(o);
+    clear(o[0]);
     load(q + (i64)at * tq * WIDTH, q0, ROWS, tq, queries);
     load(go + (i64)at * tq * WIDTH, q0, ROWS, tq, above);
     for (int k0 = -COLS, turn = 1; k0 < end; k0 += COLS, turn ^= 1) {
@@ -264,18 +198,15 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
         blend(t, here, o);
         BARRIER; /* they are read */
     }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int r = q0 + ROW(m, i);
-            if (r >= tq) continue;
-            float *to = gq + ((i64)at * tq + r) * WIDTH;
-#pragma unroll
-            for (int n = 0; n < SPREAD; n++)
-                *(float2 *)(to + COLUMN(n)) = {o[m][n][2 * i], o[m][n][2 * i + 1]};
-        }
     WAIT_FOR_COPIES(0);
+    BARRIER; /* the queries are there, also where there was no tile */
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int r = q0 + ROW(0, i);
+        float found = dots ? dot(queries, ROW(0, i), o[0], i) : 0.0f;
+        if (dots && r < tq && THREAD % 4 == 0) dots[(i64)at * tq + r] = found;
+    }
+    store(o[0], 0, q0, tq, above, gq + (i64)at * tq * WIDTH);
 }
 
 /* gk and gv (b, heads / group, tk, WIDTH). A block owns keys and values, and walks over the queries
@@ -293,7 +224,7 @@ KERNEL attention_keys(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
     int first = MAX(0, k0 + 1 - shift) / COLS * COLS; /* earlier queries see none of these keys */
     int tiles = k0 < keys && first < tq ? (tq - first + COLS - 1) / COLS : 0;
     float o_k[M][SPREAD][4], o_v[M][SPREAD][4], s[M][N][4], t[M][N][4];
-    clear(o_k), clear(o_v);
+    clear(o_k[0]), clear(o_v[0]);
     load(k + kv * tk * WIDTH, k0, ROWS, keys, mine_k);
     load(v + kv * tk * WIDTH, k0, ROWS, keys, mine_v);
     for (int tile = -1, turn = 1; tile < group * tiles; tile++, turn ^= 1) {
@@ -334,8 +265,9 @@ KERNEL attention_keys(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
         blend(t, here, o_k);
         BARRIER; /* they are read */
     }
-    store(o_k, k0, tk, gk + kv * tk * WIDTH);
-    store(o_v, k0, tk, gv + kv * tk * WIDTH);
     WAIT_FOR_COPIES(0);
+    BARRIER; /* keys and values, in whose room the gradients are turned, are read */
+    store(o_k[0], 0, k0, tk, mine_k, gk + kv * tk * WIDTH);
+    store(o_v[0], 0, k0, tk, mine_v, gv + kv * tk * WIDTH);
 }
 #endif

@@ -42,8 +42,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
 def _case(size: Sizes, causal: bool, backward: bool, device: str, dtype: torch.dtype) -> Case:
     b, h, t, d = size
     made = torch.Generator(device).manual_seed(b * t)
-    given = {"generator": made, "device": device, "dtype": dtype}
-    q, k, v, g = (torch.randn(size, **given) for _ in range(4))
+    q, k, v, g = (torch.randn(size, generator=made, device=device, dtype=dtype) for _ in range(4))
     temperature = torch.linspace(0.6, 1.4, h, device=device)
     # the peers have no temperature: it is given for free
     sharper = (q.float() / temperature.view(-1, 1, 1)).to(dtype)

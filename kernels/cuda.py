@@ -32,7 +32,7 @@ class CudaProgram:
     def __init__(self, name: str, flags: tuple[str, ...] = ()) -> None:
         self.name, self.flags = name, flags
         self._functions: dict[tuple[int, str], Any] = {}
-        self._modules: dict[int, Any] = {}
+        self._modules: dict[int, tuple[Any, Any]] = {}
         self._module(torch.cuda.current_device())
 
     def __call__(
@@ -41,28 +41,31 @@ class CudaProgram:
         device = next(a.device for a in arguments if isinstance(a, Tensor))
         index = torch.cuda.current_device() if device.index is None else device.index
         with torch.cuda.device(index):
-            function = self._function(index, kernel)
+            context, function = self._function(index, kernel)
+            _call("cuCtxSetCurrent", context)  # autograd's threads begin without one
             stream = torch.cuda.current_stream(index).cuda_stream
             launch(function, arguments, blocks, threads, room, stream)
 
-    def _function(self, index: int, kernel: str) -> Any:
+    def _function(self, index: int, kernel: str) -> tuple[Any, Any]:
+        """Its context, and a kernel in it."""
+        context, module = self._module(index)
         found = self._functions.get((index, kernel))
         if found is None:
             found = ctypes.c_void_p()
-            name = kernel.encode()
-            _call("cuModuleGetFunction", ctypes.byref(found), self._module(index), name)
+            _call("cuModuleGetFunction", ctypes.byref(found), module, kernel.encode())
             self._functions[index, kernel] = found
-        return found
+        return context, found
 
-    def _module(self, index: int) -> Any:
+    def _module(self, index: int) -> tuple[Any, Any]:
         if index not in self._modules:
             major, minor = torch.cuda.get_device_capability(index)
             image = compiled(self.name, 10 * major + minor, self.flags).read_bytes()
-            module = ctypes.c_void_p()
+            context, module = ctypes.c_void_p(), ctypes.c_void_p()
             with torch.cuda.device(index):
                 torch.cuda.current_stream().synchronize()  # there is a context from here on
+                _call("cuCtxGetCurrent", ctypes.byref(context))
                 _call("cuModuleLoadData", ctypes.byref(module), image)
-            self._modules[index] = module
+            self._modules[index] = context, module
         return self._modules[index]
 
 
@@ -142,7 +145,8 @@ def compiled(name: str, architecture: int, flags: tuple[str, ...] = ()) -> Path:
     if not known:
         raise BuildError(f"NVRTC {version()} does not know sm_{architecture}")
     kind = "sm" if max(known) == architecture else "compute"
-    options = (*FLAGS, *flags, f"--gpu-architecture={kind}_{max(known)}")
+    own = "a" if kind == "sm" and architecture == 90 else ""  # with what no other GPU has: wgmma
+    options = (*FLAGS, *flags, f"--gpu-architecture={kind}_{max(known)}{own}")
 
     def make(part: Path) -> None:
         part.write_bytes(_compile(f"{name}.cu", options, "CUBIN" if kind == "sm" else "PTX"))

@@ -53,6 +53,18 @@ DEVICE u32 pair(float first, float second) {
     return both;
 }
 
+/* One of the two again. */
+DEVICE float unpaired(u32 both, int second) {
+    u32 bits = second ? both >> 16 : both & 0xffff;
+#if STORED == 2
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)bits));
+    return x;
+#else
+    return AS_FLOAT(bits << 16);
+#endif
+}
+
 /* 2^x to 2 units in the last place, 0 below -126. */
 DEVICE float power(float x) {
     float y;

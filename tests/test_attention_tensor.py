@@ -1,5 +1,6 @@
-"""Attention on tensor cores: the real source in the emulator, which executes what ldmatrix, mma and
-cp.async do to the registers and the shared memory of a block, and on a GPU where there is one."""
+"""Attention on tensor cores: the real sources in the emulator, which executes what ldmatrix, mma,
+wgmma and cp.async do to the registers and the shared memory of a block, and on a GPU where there is
+one."""
 
 from __future__ import annotations
 
@@ -25,12 +26,26 @@ CASES = st.tuples(
 )
 
 
-@pytest.fixture(params=["late copies", "early copies", "cuda"])
+OLD, HOPPER = (8, 0), (9, 0)
+KINDS = {
+    "late": (OLD, False),  # what is asynchronous happens as late as it may
+    "early": (OLD, True),
+    "hopper, late": (HOPPER, False),
+    "hopper, early": (HOPPER, True),
+    "cuda": (None, False),  # the tensor cores that the GPU has
+    "cuda, old": (OLD, False),  # as if it had those of Ampere
+}
+
+
+@pytest.fixture(params=KINDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "cuda":
+    cores, early = KINDS[request.param]
+    if request.param.startswith("cuda"):
         found = torch.device(request.getfixturevalue("gpu"))
         if not attention_gpu.tensor_cores(found):
             pytest.skip("a GPU without such tensor cores")
+        if cores:
+            monkeypatch.setattr(attention_gpu, "tensor_cores", lambda device: cores)
         yield "cuda"
         return
     try:
@@ -43,18 +58,21 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     def program(source: str, _device: str, *flags: str) -> Any:
         used.append(source)
         found = emulated(source, *flags)
-        found.early, found.seed = request.param == "early copies", found.seed + 1
+        found.early, found.seed = early, found.seed + 1
         return found
 
     monkeypatch.setattr(attention_gpu, "simt", program)
-    monkeypatch.setattr(attention_gpu, "tensor_cores", lambda device: True)
+    monkeypatch.setattr(attention_gpu, "tensor_cores", lambda device: cores)
     yield "cpu"
     assert used, "somebody else has computed it"
 
 
 def compare(sizes: tuple[int, ...], dtype: torch.dtype, device: str, **options: Any) -> None:
     inputs = make(sizes, dtype)
-    assert attention_gpu.tiling(inputs[0], inputs[2], False).source == "attention_tensor"
+    q, v = (inputs[i].to(device) for i in (0, 2))
+    source = {OLD: "attention_tensor", HOPPER: "attention_hopper"}
+    cores = attention_gpu.tensor_cores(q.device)
+    assert cores and attention_gpu.tiling(q, v, False, False).source == source[cores]
     wide = [x.double() for x in inputs]
     truth = results(reference, wide, torch.float64, **options)
     ours = results(attention, inputs, dtype, device, **options)
@@ -90,6 +108,15 @@ def test_edges_of_tiles(device: str, tq: int, tk: int, causal: bool) -> None:
     compare((1, 1, 2, tq, tk, 64, 64), torch.bfloat16, device, causal=causal)
 
 
+def test_scores_that_grow_from_tile_to_tile(device: str) -> None:
+    q, k, v, _ = make((1, 1, 2, 70, 400, 64, 64), torch.bfloat16)
+    k *= torch.linspace(0, 12, 400).view(-1, 1).bfloat16()
+    out, lse = attention(*(x.to(device) for x in (q, k, v)))
+    truth, sums = reference(q.double(), k.double(), v.double())
+    torch.testing.assert_close(lse.cpu().double(), sums, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(out.cpu().double(), truth, atol=2e-2, rtol=2e-2)
+
+
 def test_a_query_that_sees_nothing_gives_zeros(device: str) -> None:
     q, k, v = (x.to(device) for x in make((1, 1, 1, 200, 30, 64, 64), torch.bfloat16)[:3])
     out, lse = attention(q, k, v, causal=True)
@@ -115,6 +142,6 @@ def test_inputs_may_lie_anywhere(device: str) -> None:
 @pytest.mark.parametrize("width", [24, 96, 256])
 def test_other_widths_are_computed_without_tensor_cores(device: str, width: int) -> None:
     q, k, v, _ = make((1, 1, 1, 20, 20, width, width), torch.float16)
-    assert attention_gpu.tiling(q, v, False).source == "attention"
+    assert attention_gpu.tiling(q.to(device), v.to(device), False, False).source == "attention"
     found, _ = attention(*(x.to(device) for x in (q, k, v)))
     torch.testing.assert_close(found.cpu(), reference(q, k, v)[0], atol=2e-3, rtol=2e-3)

@@ -15,7 +15,7 @@ import torch
 
 from community.kernels import backend as chosen
 from community.kernels import build, cuda, gpt_gpu
-from community.kernels.attention_gpu import TENSOR_WIDTHS, WIDTHS
+from community.kernels.attention_gpu import TENSOR_WIDTHS, WIDTHS, _hopper
 from community.kernels.build import SOURCES, BuildError
 
 GPUS = (80, 90, 100)
@@ -35,7 +35,13 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     "gpt": [((), ("generate", "score"))],
     "attention": attentions(WIDTHS, (0, 1)),
     "attention_tensor": attentions(TENSOR_WIDTHS, (1, 2)),
+    "attention_hopper": [
+        (_hopper(width, stored, backward, masked).flags, ATTENTION[backward])
+        for width, stored in product(TENSOR_WIDTHS, (torch.bfloat16, torch.float16))
+        for backward, masked in product((False, True), (False, True))
+    ],
 }
+ONLY = {"attention_hopper": 90}  # what no other GPU has
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +73,13 @@ def test_every_source_is_compiled_below() -> None:
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("name", WANTED)
 def test_it_compiles(name: str, gpu: int) -> None:
+    if gpu != ONLY.get(name, gpu):
+        return
     every = WANTED[name]
     if name == "gpt":
         blocks = gpt_gpu.together((gpu // 10, gpu % 10))
         every = [(gpt_gpu.flags(blocks), kernels) for _, kernels in every]
-    for flags, kernels in every if gpu == GPUS[0] else every[-4:]:
+    for flags, kernels in every if gpu in (GPUS[0], ONLY.get(name)) else every[-4:]:
         image = cuda.compiled(name, gpu, flags).read_bytes()
         assert image[:4] == b"\x7fELF"
         assert all(kernel.encode() in image for kernel in kernels)
