@@ -26,14 +26,14 @@
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
 #endif
 
-#define ROWS 16 /* tokens in one pass, and sequences of a team, at most */
-#define LINE MIN(32, THREADS) /* threads that share a row, or a part of the tokens of a head */
+#define ROWS 16                      /* tokens in one pass, and sequences of a team, at most */
+#define LINE MIN(32, THREADS)        /* threads that share a row, or a part of a head's tokens */
 #define LINES (THREADS / LINE)
-#define FEW MAX(1, MIN(32, THREADS / ROWS)) /* threads that share a row where all rows come at once */
-#define HELD MAX(64 * THREADS, 2048) /* floats that a block shares while it multiplies or attends */
-#define STEPS 8                       /* tokens that a thread loads at once */
-#define WAYS 8                        /* parts in which the tokens of a head are attended to */
-#define SOON 40960                    /* floats of the cache that a block asks for ahead */
+#define FEW MAX(1, MIN(32, THREADS / ROWS)) /* that share a row where all rows come at once */
+#define HELD MAX(64 * THREADS, 2048) /* floats that a block shares while it multiplies, attends */
+#define STEPS 8                      /* tokens that a thread loads at once */
+#define WAYS 8                       /* parts in which the tokens of a head are attended to */
+#define SOON 40960                   /* floats of the cache that a block asks for ahead */
 #if TEAM > 1 && !defined(EMULATED)
 #define PREFETCH(p, bytes) \
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory")
@@ -306,7 +306,8 @@ DEVICE void keep(SHARED const Model *m, int layer) {
         ALL(j, pairs * (per + 1) * middle) {
             int i = j % middle, h = j / middle % (per + 1), pair = m->pair[j / middle / (per + 1)];
             int r = pair / groups, g = pair % groups;
-            GLOBAL float *head = m->qkv + (i64)r * m->qkv_p + (h < per ? g * per + h : m->heads + g) * size;
+            int mine = h < per ? g * per + h : m->heads + g;
+            GLOBAL float *head = m->qkv + (i64)r * m->qkv_p + mine * size;
             GLOBAL const float *turn = m->turns + (i64)m->where[r] * m->size;
             float a = head[i], b = head[i + middle], cosine = turn[i], sine = turn[i + middle];
             head[i] = a * cosine - b * sine;
@@ -442,7 +443,8 @@ DEVICE void soon(SHARED const Model *m, int layer) {
 /* -- one pass ----------------------------------------------------------------------- */
 
 /* Reads `rows` tokens into the cache and leaves what the head reads in m->x, for this block what it
- * has made of it until the next TEAM_BARRIER. Tokens of a sequence must come in order, within a pass or over several. Returns the weights of the head. */
+ * has made of it until the next TEAM_BARRIER. Tokens of a sequence must come in order, within a
+ * pass or over several. Returns the weights of the head. */
 CALLED GLOBAL const float *forward(SHARED const Model *m, int rows) {
     GLOBAL const float *w = m->layer;
     int width = m->width_p, mine = width / TEAM;
@@ -532,7 +534,8 @@ CALLED int among_all(SHARED const Model *m, GLOBAL const float *chances, double 
 
 /* The word at `draw` of those that top_k, then top_p of what is left, then min_p let through (see
  * gpt.c), found one after the other, the most probable first. */
-CALLED int among_top(SHARED const Model *m, GLOBAL const float *chances, const Taste *taste, double draw) {
+CALLED int among_top(SHARED const Model *m, GLOBAL const float *chances, const Taste *taste,
+                     double draw) {
     int both = taste->top_k && taste->top_p < 1.0f;
     double total = 0, edge = 0;
     float chance = INFINITY_F, last = 0.0f, least = 0.0f;

@@ -89,7 +89,12 @@ def compare(sizes: tuple[int, ...], dtype: torch.dtype, device: str, **options: 
 
 
 @pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
-def test_loses_little_more_than_torch_loses(device: str, kind: str) -> None:
+def test_loses_little_more_than_torch_loses(
+    device: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    if "early" in request.node.name and kind != "plain":
+        pytest.skip("when copies come has nothing to do with masks")
+
     @settings(max_examples=6, deadline=None, derandomize=True, phases=PHASES)
     @given(CASES, st.booleans(), st.booleans(), st.sampled_from(HALVES))
     def holds(sizes: tuple[int, ...], causal: bool, sink: bool, dtype: torch.dtype) -> None:

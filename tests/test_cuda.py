@@ -37,8 +37,12 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     "attention_tensor": attentions(TENSOR_WIDTHS, (1, 2)),
     "attention_hopper": [
         (_hopper(width, stored, backward, masked).flags, ATTENTION[backward])
-        for width, stored in product(TENSOR_WIDTHS, (torch.bfloat16, torch.float16))
-        for backward, masked in product((False, True), (False, True))
+        for width, backward in product(TENSOR_WIDTHS, (False, True))
+        for stored, masked in (
+            (torch.bfloat16, False),
+            (torch.bfloat16, True),
+            (torch.float16, False),
+        )
     ],
 }
 ONLY = {"attention_hopper": 90}  # what no other GPU has
