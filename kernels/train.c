@@ -461,10 +461,11 @@ static void attend_back(const Model *m, const Layer *l, int s, int group) {
             for (int r = 0; r < rows; r++)
                 soften_back(m->s + r * m->span_s, m->t + r * m->span_s, q0 + r + 1, UP(q0 + rows),
                             m->sharpness, l->lse[(at + r) * m->heads + h]);
-            for (int r = 0; r < rows; r += TALL)
-                multiply(m->t + r * m->span_s, m->span_s, k, m->kv_s, MIN(q0 + r + TALL, length),
-                         m->o + r * m->size_s, m->size_s, MIN(TALL, rows - r), m->size, m->zero, 0,
-                         m->zero);
+            for (int r = 0; r < rows; r += TALL) {
+                int here = MIN(TALL, rows - r);
+                multiply(m->t + r * m->span_s, m->span_s, k, m->kv_s, q0 + r + here,
+                         m->o + r * m->size_s, m->size_s, here, m->size, m->zero, 0, m->zero);
+            }
             for (int r = 0; r < rows; r++)
                 copy(m->o + r * m->size_s, m->dq + (at + r) * m->mix_s + h * m->size, m->size);
             collect(m, m->s, go, q0, rows, m->dvalues);

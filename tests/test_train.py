@@ -181,6 +181,18 @@ def test_ten_steps_follow_torch(name: str, muon: bool, backend: str) -> None:
             assert (ours[n].double() - t)[part].norm() / t[part].norm() <= 2 * lost + 1e-5, n
 
 
+@pytest.mark.parametrize("longest", [98, 130])
+def test_more_tokens_than_a_block_of_queries(longest: int, backend: str) -> None:
+    model = llama(vocab_size=2, hidden_size=2, head_dim=2, num_attention_heads=2, eos_token_id=1)
+    rows, _ = examples(4, longest, 2)
+    trainer, offsets = Trainer(model, program(backend), rows), [0, 1, 2, 3, 4]
+    trainer.gradients([*range(5)], offsets)
+    truth, torchs = (
+        gradients(model, dtype, rows, None, offsets)[1] for dtype in (torch.float64, torch.float32)
+    )
+    assert error(trainer.named(trainer.gradient), truth) <= 3 * error(torchs, truth) + 1e-5
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     groups=st.integers(1, 3),
