@@ -54,13 +54,7 @@ DEVICE void meet_copies() {
 }
 
 #if !BACKWARD
-/* q (b, heads, tq, WIDTH), k and v (b, heads / group, tk, WIDTH) -> out as q, lse (b, heads, tq).
- * Scores are q k factor[head] + mask, the mask's rows at b * mask_b + head * mask_h +
- * query * mask_q. Query i sees the keys before i + shift, and no more than lengths[b]. */
-KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *factor,
-                         const float *mask, const int *lengths, u16 *out, float *lse, int heads,
-                         int group, int tq, int tk, int shift, int mask_b, int mask_h,
-                         int mask_q) {
+ATTENTION_FORWARD {
     ROOM;
     if (!MASKED) mask = 0;
     u16 *queries = (u16 *)room, *near_k = queries + ROWS * WIDTH, *near_v = near_k + 2 * TILE;
@@ -78,11 +72,7 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
     auto weighed = [&](int tile) {
         int k0 = tile * COLS;
         if (mask || k0 + COLS > MIN(keys, first + shift))
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int r = q0 + ROW(0, i), stop = r < tq ? MIN(keys, r + shift) : 0;
-                limit(s, i, k0, stop, mask ? mask + (i64)r * mask_q : mask, by);
-            }
+            limit(s, 0, q0, tq, k0, keys, shift, mask, mask_q, by);
         weigh(s, unit, top, sum, less);
     };
 
@@ -128,12 +118,7 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
         close_products();
         wait_for_product<0>(o);
     }
-    finish(o, top, sum, mask ? 1.0f : by, less);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int r = q0 + ROW(0, i);
-        if (r < tq && THREAD % 4 == 0) lse[r] = less[i];
-    }
+    finish(o, 0, top, sum, mask ? 1.0f : by, q0, tq, lse);
     store(o, 0, q0, tq, queries, out + (i64)at * tq * WIDTH);
 }
 
@@ -154,14 +139,24 @@ DEVICE void compare_held(const u32 (&a)[WIDTH / 16][4], const u16 *columns, floa
         else begin_product<0>(s, a[k], b);
 }
 
-/* gq as q, and dots (b, heads, tq): the sums of q gq, if they are wanted. go is the gradient of
- * out, delta = sum(go * out) - (the gradient of lse); the rest as in attention_forward. A block
- * owns queries. */
-KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
-                         const float *factor, const float *mask, const int *lengths,
-                         const float *lse, const float *delta, u16 *gq, float *dots, int heads,
-                         int group, int tq, int tk, int shift, int mask_b, int mask_h,
-                         int mask_q) {
+/* Scores -> weights, of queries whose logsumexps are `height`, in powers of two. */
+DEVICE void weigh_rows(float (&s)[N][4], float unit, const float height[2]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) s[n][j] = power(s[n][j] * unit - height[j / 2]);
+}
+
+/* t: the gradient of the weights s -> that of the scores, times `by`; less: delta times `by`. */
+DEVICE void differentiate_rows(const float (&s)[N][4], float (&t)[N][4], float by,
+                               const float less[2]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) t[n][j] = s[n][j] * (t[n][j] * by - less[j / 2]);
+}
+
+ATTENTION_QUERIES {
     ROOM;
     if (!MASKED) mask = 0;
     u16 *queries = (u16 *)room, *above = queries + ROWS * WIDTH, *near = above + ROWS * WIDTH;
@@ -194,21 +189,8 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
     auto weighed = [&](int tile) {
         int k0 = tile * COLS;
         if (mask || k0 + COLS > MIN(keys, first + shift))
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int r = q0 + ROW(0, i), stop = r < tq ? MIN(keys, r + shift) : 0;
-                limit(s, i, k0, stop, mask ? mask + (i64)r * mask_q : mask, by);
-            }
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) s[n][j] = power(s[n][j] * unit - height[j / 2]);
-    };
-    auto differentiated = [&] {
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) t[n][j] = s[n][j] * (t[n][j] * by - less[j / 2]);
+            limit(s, 0, q0, tq, k0, keys, shift, mask, mask_q, by);
+        weigh_rows(s, unit, height);
     };
 
     clear(o);
@@ -228,7 +210,7 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
         wait_for_product<1>(s);
         weighed(0);
         wait_for_product<0>(t);
-        differentiated();
+        differentiate_rows(s, t, by, less);
         pack(t, w);
     }
     int turn = 0;
@@ -241,7 +223,7 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
         wait_for_product<2>(s);
         weighed(tile + 1);
         wait_for_product<1>(t);
-        differentiated();
+        differentiate_rows(s, t, by, less);
         settle(t);
         wait_for_product<0>(o);
         pack(t, w);
@@ -252,12 +234,7 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
         close_products();
         wait_for_product<0>(o);
     }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int r = q0 + ROW(0, i);
-        float found = dots ? dot(queries, ROW(0, i), o, i) : 0.0f;
-        if (dots && r < tq && THREAD % 4 == 0) dots[(i64)at * tq + r] = found;
-    }
+    dot(queries, o, q0, tq, dots ? dots + (i64)at * tq : 0);
     store(o, 0, q0, tq, above, gq + (i64)at * tq * WIDTH);
 }
 
@@ -269,12 +246,41 @@ DEVICE void advance(Walk &walk, int first, int stop) {
     if (walk.q0 >= stop) walk.q0 = first, walk.h++;
 }
 
-/* gk and gv (b, heads / group, tk, WIDTH). A block owns keys and values, and walks over the queries
- * of all heads that share them: its rows are keys, its columns queries. */
-KERNEL attention_keys(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
-                      const float *factor, const float *mask, const int *lengths,
-                      const float *lse, const float *delta, u16 *gk, u16 *gv, int heads, int group,
-                      int tq, int tk, int shift, int mask_b, int mask_h, int mask_q) {
+/* As `limit`, `weigh_rows` and `differentiate_rows`, where columns are queries: of a tile. */
+DEVICE void limit_columns(float (&s)[N][4], int q0, int tq, int k0, int keys, int shift,
+                          const float *mask, int mask_q, float by) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int r = q0 + COLUMN(n) + j % 2, key = k0 + ROW(0, j / 2);
+            if (key >= (r < tq ? MIN(keys, r + shift) : 0)) s[n][j] = -INFINITY_F;
+            else if (mask) s[n][j] = s[n][j] * by + mask[(i64)r * mask_q + key];
+        }
+}
+
+DEVICE void weigh_columns(float (&s)[N][4], float unit, const float *heights) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float2 height = *(const float2 *)(heights + COLUMN(n));
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            s[n][j] = power(s[n][j] * unit - (j % 2 ? height.y : height.x));
+    }
+}
+
+DEVICE void differentiate_columns(const float (&s)[N][4], float (&t)[N][4], float by,
+                                  const float *deltas) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float2 less = *(const float2 *)(deltas + COLUMN(n));
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            t[n][j] = s[n][j] * (t[n][j] * by - (j % 2 ? less.y : less.x));
+    }
+}
+
+ATTENTION_KEYS {
     ROOM;
     if (!MASKED) mask = 0;
     u16 *mine_k = (u16 *)room, *mine_v = mine_k + ROWS * WIDTH, *near = mine_v + ROWS * WIDTH;
@@ -314,34 +320,13 @@ KERNEL attention_keys(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
     };
     auto weighed = [&](int turn) {
         float by = factor[scored.h], unit = (mask ? 1.0f : by) * LOG2E;
-        if (mask || last >= MIN(keys, scored.q0 + shift)) {
-            const float *bias = mask ? mask + (i64)b * mask_b + (i64)scored.h * mask_h : 0;
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    int r = scored.q0 + COLUMN(n) + j % 2, key = k0 + ROW(0, j / 2);
-                    if (key >= (r < tq ? MIN(keys, r + shift) : 0)) s[n][j] = -INFINITY_F;
-                    else if (bias) s[n][j] = s[n][j] * by + bias[(i64)r * mask_q + key];
-                }
-        }
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            float2 height = *(float2 *)(heights + turn * COLS + COLUMN(n));
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                s[n][j] = power(s[n][j] * unit - (j % 2 ? height.y : height.x));
-        }
+        const float *bias = mask ? mask + (i64)b * mask_b + (i64)scored.h * mask_h : 0;
+        if (mask || last >= MIN(keys, scored.q0 + shift))
+            limit_columns(s, scored.q0, tq, k0, keys, shift, bias, mask_q, by);
+        weigh_columns(s, unit, heights + turn * COLS);
     };
     auto differentiated = [&](int turn) {
-        float by = factor[scored.h];
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            float2 less = *(float2 *)(deltas + turn * COLS + COLUMN(n));
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                t[n][j] = s[n][j] * (t[n][j] * by - (j % 2 ? less.y : less.x));
-        }
+        differentiate_columns(s, t, factor[scored.h], deltas + turn * COLS);
         advance(scored, first, tq);
     };
 

@@ -68,13 +68,7 @@ DEVICE void blend(float s[M][N][4], const u16 *tile, float o[M][SPREAD][4]) {
 }
 
 #if !BACKWARD
-/* q (b, heads, tq, WIDTH), k and v (b, heads / group, tk, WIDTH) -> out as q, lse (b, heads, tq).
- * Scores are q k factor[head] + mask, the mask's rows at b * mask_b + head * mask_h +
- * query * mask_q. Query i sees the keys before i + shift, and no more than lengths[b]. */
-KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *factor,
-                         const float *mask, const int *lengths, u16 *out, float *lse, int heads,
-                         int group, int tq, int tk, int shift, int mask_b, int mask_h,
-                         int mask_q) {
+ATTENTION_FORWARD {
     ROOM;
     u16 *queries = (u16 *)room, *near_k = queries + ROWS * WIDTH, *near_v = near_k + COLS * WIDTH;
     int blocks = UP(tq, ROWS) / ROWS, at = BLOCK / blocks, b = at / heads, h = at % heads;
@@ -103,15 +97,9 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
         if (seen) {
             compare(queries, near_k, s);
 #pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int r = q0 + ROW(m, i), stop = r < tq ? MIN(keys, r + shift) : 0;
-                    if (edge) limit(s[m], i, k0, stop, mask ? mask + (i64)r * mask_q : mask, by);
-                }
-#pragma unroll
             for (int m = 0; m < M; m++) {
                 float less[2];
+                if (edge) limit(s[m], m, q0, tq, k0, keys, shift, mask, mask_q, by);
                 weigh(s[m], unit, top[m], sum[m], less);
                 shrink(o[m], less);
             }
@@ -126,13 +114,7 @@ KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *
     BARRIER; /* the queries, in whose room the output is turned, are read */
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        float found[2];
-        finish(o[m], top[m], sum[m], mask ? 1.0f : by, found);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int r = q0 + ROW(m, i);
-            if (r < tq && THREAD % 4 == 0) lse[r] = found[i];
-        }
+        finish(o[m], m, top[m], sum[m], mask ? 1.0f : by, q0, tq, lse);
         store(o[m], m, q0, tq, queries, out + (i64)at * tq * WIDTH);
     }
 }
@@ -150,13 +132,7 @@ DEVICE void gradient(float *s, float *t, int r, int key, int stop, float by, con
     *t = weight * (*t - delta) * by;
 }
 
-/* gq as q, and dots (b, heads, tq): the sums of q gq, if they are wanted. go is the gradient of
- * out, delta = sum(go * out) - (the gradient of lse); the rest as in attention_forward. A block
- * owns queries. */
-KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
-                         const float *factor, const float *mask, const int *lengths,
-                         const float *lse, const float *delta, u16 *gq, float *dots, int heads,
-                         int group, int tq, int tk, int shift, int mask_b, int mask_h, int mask_q) {
+ATTENTION_QUERIES {
     ROOM;
     u16 *queries = (u16 *)room, *above = queries + ROWS * WIDTH, *near = above + ROWS * WIDTH;
     int blocks = UP(tq, ROWS) / ROWS, at = BLOCK / blocks, b = at / heads, h = at % heads;
@@ -200,21 +176,11 @@ KERNEL attention_queries(const u16 *go, const u16 *q, const u16 *k, const u16 *v
     }
     WAIT_FOR_COPIES(0);
     BARRIER; /* the queries are there, also where there was no tile */
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int r = q0 + ROW(0, i);
-        float found = dots ? dot(queries, ROW(0, i), o[0], i) : 0.0f;
-        if (dots && r < tq && THREAD % 4 == 0) dots[(i64)at * tq + r] = found;
-    }
+    dot(queries, o[0], q0, tq, dots ? dots + (i64)at * tq : 0);
     store(o[0], 0, q0, tq, above, gq + (i64)at * tq * WIDTH);
 }
 
-/* gk and gv (b, heads / group, tk, WIDTH). A block owns keys and values, and walks over the queries
- * of all heads that share them: its rows are keys, its columns queries. */
-KERNEL attention_keys(const u16 *go, const u16 *q, const u16 *k, const u16 *v,
-                      const float *factor, const float *mask, const int *lengths,
-                      const float *lse, const float *delta, u16 *gk, u16 *gv, int heads, int group,
-                      int tq, int tk, int shift, int mask_b, int mask_h, int mask_q) {
+ATTENTION_KEYS {
     ROOM;
     u16 *mine_k = (u16 *)room, *mine_v = mine_k + ROWS * WIDTH, *near = mine_v + ROWS * WIDTH;
     float *heights = (float *)(near + 4 * COLS * WIDTH), *deltas = heights + 2 * COLS;

@@ -5,6 +5,31 @@
 #ifndef ATTENTION_TENSOR_H
 #define ATTENTION_TENSOR_H
 
+/* q (b, heads, tq, WIDTH), k and v (b, heads / group, tk, WIDTH) -> out as q, lse (b, heads, tq).
+ * Scores are q k factor[head] + mask, the mask's rows at b * mask_b + head * mask_h +
+ * query * mask_q. Query i sees the keys before i + shift, and no more than lengths[b]. */
+#define ATTENTION_FORWARD                                                                         \
+    KERNEL attention_forward(const u16 *q, const u16 *k, const u16 *v, const float *factor,       \
+                             const float *mask, const int *lengths, u16 *out, float *lse,         \
+                             int heads, int group, int tq, int tk, int shift, int mask_b,         \
+                             int mask_h, int mask_q)
+
+/* What both parts of the gradient are given: go is the gradient of out, delta = sum(go * out) - (the
+ * gradient of lse); the rest as above. Where blocks own queries: gq as q, and dots (b, heads, tq),
+ * the sums of q gq, if they are wanted. */
+#define ATTENTION_GIVEN                                                                           \
+    const u16 *go, const u16 *q, const u16 *k, const u16 *v, const float *factor,                 \
+        const float *mask, const int *lengths, const float *lse, const float *delta
+#define ATTENTION_QUERIES                                                                         \
+    KERNEL attention_queries(ATTENTION_GIVEN, u16 *gq, float *dots, int heads, int group, int tq, \
+                             int tk, int shift, int mask_b, int mask_h, int mask_q)
+
+/* Where blocks own keys and values: gk and gv (b, heads / group, tk, WIDTH). A block walks over the
+ * queries of all heads that share them: its rows are keys, its columns queries. */
+#define ATTENTION_KEYS                                                                            \
+    KERNEL attention_keys(ATTENTION_GIVEN, u16 *gk, u16 *gv, int heads, int group, int tq, int tk, \
+                          int shift, int mask_b, int mask_h, int mask_q)
+
 #define PIECES (WIDTH / 8)
 #define N (COLS / 8)       /* fragments across a tile of scores */
 #define SPREAD (WIDTH / 8) /* and across the width */
@@ -65,17 +90,23 @@ DEVICE float sum_of_quad(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-/* Scores of half a row, of keys k0..: those from `stop` on are not seen; a mask is added. */
-DEVICE void limit(float (&s)[N][4], int i, int k0, int stop, const float *mask, float by) {
+/* Scores of part m of rows q0.., of keys k0..: what a query does not see is -inf; a mask, of rows
+ * `mask_q` apart, is added. */
+DEVICE void limit(float (&s)[N][4], int m, int q0, int tq, int k0, int keys, int shift,
+                  const float *mask, int mask_q, float by) {
 #pragma unroll
-    for (int n = 0; n < N; n++)
+    for (int i = 0; i < 2; i++) {
+        int r = q0 + ROW(m, i), stop = r < tq ? MIN(keys, r + shift) : 0;
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            float *score = &s[n][2 * i + j];
-            int key = k0 + COLUMN(n) + j;
-            if (key >= stop) *score = -INFINITY_F;
-            else if (mask) *score = *score * by + mask[key];
-        }
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float *score = &s[n][2 * i + j];
+                int key = k0 + COLUMN(n) + j;
+                if (key >= stop) *score = -INFINITY_F;
+                else if (mask) *score = *score * by + mask[(i64)r * mask_q + key];
+            }
+    }
 }
 
 #if !BACKWARD
@@ -122,15 +153,17 @@ DEVICE void shrink(float (&o)[SPREAD][4], const float less[2]) {
         for (int j = 0; j < 4; j++) o[n][j] *= less[j / 2];
 }
 
-/* Divides a row's halves by the sums of their weights; lse: the logsumexp. */
-DEVICE void finish(float (&o)[SPREAD][4], const float top[2], const float sum[2], float by,
-                   float lse[2]) {
+/* Divides part m of rows q0.. by the sums of their weights; lse (tq): the logsumexp. */
+DEVICE void finish(float (&o)[SPREAD][4], int m, const float top[2], const float sum[2], float by,
+                   int q0, int tq, float *lse) {
     float share[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
+        int r = q0 + ROW(m, i);
         float total = sum_of_quad(sum[i]);
         share[i] = total != 0.0f ? 1.0f / total : 0.0f;
-        lse[i] = total != 0.0f ? top[i] * by + LOG(total) : -INFINITY_F;
+        if (r < tq && THREAD % 4 == 0)
+            lse[r] = total != 0.0f ? top[i] * by + LOG(total) : -INFINITY_F;
     }
 #pragma unroll
     for (int n = 0; n < SPREAD; n++)
@@ -160,15 +193,21 @@ KERNEL attention_delta(const u16 *go, const u16 *out, const float *glse, float *
     if (r < rows && at % PIECES == 0) delta[r] = sum - glse[r];
 }
 
-/* The sums of q gq of half a row, q in a tile. */
-DEVICE float dot(const u16 *queries, int row, const float (&o)[SPREAD][4], int i) {
-    float sum = 0.0f;
+/* dots (tq): the sums of q gq of rows q0.., q in a tile; nothing where they are not wanted. */
+DEVICE void dot(const u16 *queries, const float (&gq)[SPREAD][4], int q0, int tq, float *dots) {
+    if (!dots) return;
 #pragma unroll
-    for (int n = 0; n < SPREAD; n++) {
-        u32 two = *(const u32 *)(queries + PLACE(ROWS, row, n) + THREAD % 4 * 2);
-        sum += unpaired(two, 0) * o[n][2 * i] + unpaired(two, 1) * o[n][2 * i + 1];
+    for (int i = 0; i < 2; i++) {
+        int r = q0 + ROW(0, i);
+        float sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < SPREAD; n++) {
+            u32 two = *(const u32 *)(queries + PLACE(ROWS, ROW(0, i), n) + THREAD % 4 * 2);
+            sum += unpaired(two, 0) * gq[n][2 * i] + unpaired(two, 1) * gq[n][2 * i + 1];
+        }
+        sum = sum_of_quad(sum);
+        if (r < tq && THREAD % 4 == 0) dots[r] = sum;
     }
-    return sum_of_quad(sum);
 }
 #endif
 

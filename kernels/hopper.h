@@ -12,16 +12,14 @@
 
 typedef unsigned long long u64;
 
-/* Where a matrix lies in a tile. Along its rows (16 columns of them): from `p` on. Down its rows
- * (16 rows, all columns): from row `p` on, the next panel `panel` numbers further. */
-DEVICE u64 along(const u16 *p);
-DEVICE u64 down(const u16 *p, int panel);
-
 #ifndef EMULATED
 DEVICE u64 described(const u16 *p, u32 lead) {
     u64 start = (shared_place(p) & 0x3ffff) >> 4, eight_rows = 1024 >> 4, swizzled = 1;
     return start | (u64)(lead >> 4) << 16 | eight_rows << 32 | swizzled << 62;
 }
+
+/* Where a matrix lies in a tile. Along its rows (16 columns of them): from `p` on. Down its rows
+ * (16 rows, all columns): from row `p` on, the next panel `panel` numbers further. */
 DEVICE u64 along(const u16 *p) { return described(p, 16); }
 DEVICE u64 down(const u16 *p, int panel) { return described(p, 2 * panel); }
 

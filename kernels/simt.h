@@ -11,11 +11,13 @@
  *
  * DEVICE functions are inlined, CALLED ones are not (which spares a large kernel half its compile
  * time) and do not know what kind of memory they are given: there, ROOM_AT is the room as an array
- * of some kind, and IS_GLOBAL says that a pointer is one. Numbers of a known width are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
+ * of some kind, and IS_GLOBAL says that a pointer leads to global memory. Numbers of a known width
+ * are i64, u32, u16. STORED 1 makes `stored` a bfloat16, else a float.
  *
- * With -DTEAM=8, on sm_90 and later, neighbouring blocks work in teams of 8 (a thread block cluster)
- * and see each other's global memory as it was written before TEAM_BARRIER. Every thread of the team
- * meets it: TEAM_ARRIVE says that a thread is there, TEAM_WAIT waits for the others. */
+ * With -DTEAM=8, on sm_90 and later, neighbouring blocks work in teams of 8 (a thread block
+ * cluster) and see each other's global memory as it was written before TEAM_BARRIER. Every thread of
+ * the team meets it: TEAM_ARRIVE says that a thread is there, TEAM_WAIT waits for the others.
+ */
 #ifndef SIMT_H
 #define SIMT_H
 
