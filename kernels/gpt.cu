@@ -18,7 +18,7 @@
  * come to an end here.
  */
 #ifndef THREADS
-#define THREADS 256
+#define THREADS 128 /* two blocks a processor: one multiplies while the other waits for memory */
 #endif
 #include "simt.h"
 
@@ -26,18 +26,15 @@
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
 #endif
 
-#define ROWS 16                      /* tokens in one pass, and sequences of a team, at most */
+#define ROWS 10                      /* tokens in one pass, and sequences of a team, at most */
+#define AHEAD 4                      /* quads of inputs whose weights are on their way */
 #define LINE MIN(32, THREADS)        /* threads that share a row, or a part of a head's tokens */
 #define LINES (THREADS / LINE)
-#define FEW MAX(1, MIN(32, THREADS / ROWS)) /* that share a row where all rows come at once */
-#define HELD MAX(64 * THREADS, 2048) /* floats that a block shares while it multiplies, attends */
-#define STEPS 8                      /* tokens that a thread loads at once */
+#define FEW MIN(8, THREADS)          /* that share a row where all rows come at once */
+#define HELD MAX(4 * ROWS * THREADS, 2048) /* floats that a block shares: multiplies, attends */
+#define APART(R) (HELD / (R) / 4 * 4) /* floats from one held row to the next */
+#define STEPS 8                      /* quads that a thread loads at once */
 #define WAYS 8                       /* parts in which the tokens of a head are attended to */
-#define SOON 40960                   /* floats of the cache that a block asks for ahead */
-#if TEAM > 1 && !defined(EMULATED)
-#define PREFETCH(p, bytes) \
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory")
-#endif
 #define ALL(i, n) for (int i = THREAD; i < (n); i += THREADS)
 #define UNROLL _Pragma("unroll")
 
@@ -49,7 +46,7 @@ enum { PUT, ADD, ACTIVATE, GATE }; /* what becomes of a product */
 typedef struct {
     int layers, width, heads, groups, size, words, places, rms, gated, activation, learned;
     int slots, span, width_p, size_p, mix, qkv_p, hidden_p, words_p;
-    float epsilon;
+    float epsilon, share; /* 1 / width */
     GLOBAL const float *embedding, *position, *layer; /* weights, in this order */
     GLOBAL const float *turns;                        /* (places, 2, size / 2): cos and sin */
     GLOBAL float *x, *last, *qkv, *attended, *middle, *logits;
@@ -58,12 +55,21 @@ typedef struct {
     GLOBAL int *picks;           /* of this block */
     SHARED float *line;          /* a float for every thread */
     SHARED float *mean, *by;     /* of every row, for its norm */
-    SHARED int *token, *slot, *at, *where, *live, *word, *next; /* of every row */
-    SHARED int *pairs, *pair; /* how many pairs of row and group this block attends to, and which */
+    SHARED int *token, *slot, *at, *where, *live, *was, *word, *next; /* of every row */
+    SHARED int *begin, *length;  /* of every slot: the position after its prompt; its prompt */
+    SHARED int *heads_here, *head; /* how many heads of rows this block attends to, and which */
 } Model;
 
-/* HELD floats behind the Model in `room`. */
+/* A head of a row, as `head` has it. */
+#define HEAD_OF(row, group, head) ((row) << 24 | (group) << 12 | (head))
+#define ITS_ROW(head) ((head) >> 24)
+#define ITS_GROUP(head) ((head) >> 12 & 4095)
+#define ITS_HEAD(head) ((head) & 4095)
+
+/* HELD floats behind the Model in `room`, then AHEAD times 4 quads of every thread: weights that
+ * come. */
 #define HELD_OF(room) (ROOM_AT(float, room) + UP(sizeof(Model) / 4, 4))
+#define RING_OF(room) (HELD_OF(room) + HELD)
 
 /* Lays the model over its weights and the memory of a team; gpt_gpu.py's `_room` and `_shared`
  * count it. */
@@ -77,6 +83,7 @@ DEVICE SHARED Model *opened(GLOBAL const int *shape, GLOBAL const float *weights
         m->size = shape[4], m->words = shape[6], m->places = shape[7], m->rms = shape[8];
         m->gated = shape[9], m->activation = shape[10], m->learned = shape[11];
         m->slots = slots, m->span = span, m->epsilon = epsilon, m->turns = turns;
+        m->share = 1.0f / m->width;
         m->width_p = UP(m->width, 4 * TEAM), m->size_p = UP(m->size, 4);
         m->mix = m->heads * m->size_p, m->hidden_p = UP(shape[5], 4 * TEAM);
         m->qkv_p = UP(m->mix + 2 * m->groups * m->size_p, 4 * TEAM);
@@ -91,11 +98,13 @@ DEVICE SHARED Model *opened(GLOBAL const int *shape, GLOBAL const float *weights
         m->keys = m->logits + (i64)(ROWS + TEAM) * m->words_p;
         m->values = m->keys + (i64)slots * m->layers * m->groups * span * m->size_p;
         m->picks = notes + RANK * m->words;
-        m->line = HELD_OF(room) + HELD;
+        m->line = RING_OF(room) + 16 * AHEAD * THREADS;
         m->mean = m->line + THREADS, m->by = m->mean + ROWS;
         m->token = (SHARED int *)(m->by + ROWS), m->slot = m->token + ROWS, m->at = m->slot + ROWS;
         m->where = m->at + ROWS, m->live = m->where + ROWS, m->word = m->live + ROWS;
-        m->next = m->word + ROWS, m->pairs = m->next + ROWS, m->pair = m->pairs + 1;
+        m->next = m->word + ROWS, m->begin = m->next + ROWS, m->length = m->begin + ROWS;
+        m->was = m->length + ROWS;
+        m->heads_here = m->was + ROWS, m->head = m->heads_here + 1;
     }
     BARRIER;
     return m;
@@ -144,59 +153,88 @@ DEVICE float activated(float x, int activation) {
     return x / (1.0f + EXP(-u));
 }
 
+/* Quads q0, q0 + FEW, ... of a row; zeros beyond its end. */
+DEVICE void row_of(float4 v[STEPS], GLOBAL const float *row, int q0, int quads) {
+    UNROLL for (int i = 0; i < STEPS; i++) {
+        v[i] = quad(0.0f, 0.0f, 0.0f, 0.0f);
+        if (q0 + i * FEW < quads) v[i] = FAR_QUAD(row + 4 * (q0 + i * FEW));
+    }
+}
+
+/* The square of x, nothing for what only fills the row up. */
+DEVICE float squared(float x, int i, int width) { return i < width ? x * x : 0.0f; }
+
 /* Mean and 1 / deviation of every row of x; RMSNorm takes 0 for the mean. What a norm scales by and
  * shifts by is in the weights that follow it. */
 DEVICE void measure(SHARED const Model *m, GLOBAL const float *x, int rows) {
-    int lane = THREAD % FEW;
+    int lane = THREAD % FEW, width = m->width;
+    IS_GLOBAL(x);
     for (int first = 0; first < rows; first += THREADS / FEW) { /* all threads share sums */
-        int r = first + THREAD / FEW, width = r < rows ? m->width : 0;
+        int r = first + THREAD / FEW, quads = r < rows ? m->width_p / 4 : 0;
         GLOBAL const float *row = x + (i64)r * m->width_p;
+        float4 v[STEPS];
         float mean = 0.0f, square = 0.0f;
-        for (int i = lane; i < width; i += FEW) mean += row[i];
-        mean = m->rms ? 0.0f : sum_of(mean, FEW, m->line) / m->width;
-        for (int i = lane; i < width; i += FEW) square += (row[i] - mean) * (row[i] - mean);
+        for (int q = lane; q < quads; q += STEPS * FEW) {
+            row_of(v, row, q, quads);
+            UNROLL for (int i = 0; i < STEPS; i++) mean += v[i].x + v[i].y + (v[i].z + v[i].w);
+        }
+        mean = m->rms ? 0.0f : sum_of(mean, FEW, m->line) * m->share;
+        for (int q = lane; q < quads; q += STEPS * FEW) {
+            if (quads > STEPS * FEW) row_of(v, row, q, quads);
+            UNROLL for (int i = 0; i < STEPS; i++) {
+                int n = 4 * (q + i * FEW);
+                square += squared(v[i].x - mean, n, width) + squared(v[i].y - mean, n + 1, width);
+                square += squared(v[i].z - mean, n + 2, width) + squared(v[i].w - mean, n + 3, width);
+            }
+        }
         square = sum_of(square, FEW, m->line);
-        if (width && lane == 0)
-            m->mean[r] = mean, m->by[r] = 1.0f / ROOT(square / width + m->epsilon);
+        if (quads && lane == 0)
+            m->mean[r] = mean, m->by[r] = INVERSE_ROOT(square * m->share + m->epsilon);
     }
     BARRIER;
 }
 
-/* Quads `from` .. `until` of the inputs of R rows into shared memory, rows HELD / R apart; rows that
- * there are not are 0. */
+/* Quads `from` .. `until` of the inputs of R rows into shared memory, rows APART(R) apart; rows that
+ * there are not are 0. With `measured`, x is normed, and is measured before. */
 DEVICE void hold(const int R, SHARED const Model *m, SHARED float *held, GLOBAL const float *x,
                  int inputs, int from, int until, int normed, int rows) {
-    const int N = MIN(R, 8); /* loads that are asked for together */
-    int n = until - from, all = R * n;
-    for (int j0 = THREAD; j0 < all; j0 += N * THREADS) {
-        float4 v[8];
-        UNROLL for (int i = 0; i < N; i++) {
-            int j = j0 + i * THREADS, r = R == 1 ? 0 : j / n;
-            v[i] = quad(0.0f, 0.0f, 0.0f, 0.0f);
-            if (j < all && r < rows) v[i] = FAR_QUAD(x + (i64)r * inputs + 4 * (from + j - r * n));
-        }
-        UNROLL for (int i = 0; i < N; i++) {
-            int j = j0 + i * THREADS, r = R == 1 ? 0 : j / n;
-            if (j >= all) continue;
-            if (normed && r < rows) {
-                float mean = m->mean[r], by = m->by[r];
-                v[i] = quad((v[i].x - mean) * by, (v[i].y - mean) * by, (v[i].z - mean) * by,
-                            (v[i].w - mean) * by);
+    int row = THREAD / LINE, lane = THREAD % LINE;
+    for (int r = row; r < R; r += LINES)
+        for (int q = from + lane; q < until; q += LINE)
+            begin_copy(held + r * APART(R) + 4 * (q - from), x + (i64)r * inputs + 4 * q, r < rows);
+    close_group();
+    if (normed && from == 0) measure(m, x, rows);
+    WAIT_FOR_COPIES(0);
+    if (normed) {
+        for (int r = row; r < MIN(R, rows); r += LINES) {
+            float mean = m->mean[r], by = m->by[r];
+            for (int q = lane; q < until - from; q += LINE) {
+                SHARED float4 *v = (SHARED float4 *)(held + r * APART(R) + 4 * q);
+                *v = quad((v->x - mean) * by, (v->y - mean) * by, (v->z - mean) * by,
+                          (v->w - mean) * by);
             }
-            *(SHARED float4 *)(held + r * (HELD / R) + 4 * (j - r * n)) = v[i];
         }
     }
+    BARRIER;
 }
 
-/* The weights of four inputs and four outputs. */
-DEVICE void ask(float4 w[4], GLOBAL const float *from, int apart) {
-    UNROLL for (int i = 0; i < 4; i++) w[i] = FAR_QUAD(from + (i64)i * apart);
+/* Asks for the weights of four inputs and four outputs, or for nothing. */
+DEVICE void ask(SHARED float *to, GLOBAL const float *from, int apart, int there) {
+    if (there) {
+        UNROLL for (int i = 0; i < 4; i++) begin_copy(to + 4 * i * THREADS, from + (i64)i * apart, 1);
+    }
+    close_group();
+}
+
+/* What was asked for. */
+DEVICE void take(float4 w[4], SHARED const float *from) {
+    UNROLL for (int i = 0; i < 4; i++) w[i] = QUAD(from + 4 * i * THREADS);
 }
 
 /* made[r] += the products of four inputs of each of R rows. */
 DEVICE void multiply(const int R, float4 *made, SHARED const float *given, const float4 *w) {
     UNROLL for (int r = 0; r < R; r++) {
-        float4 x = QUAD(given + r * (HELD / R));
+        float4 x = QUAD(given + r * APART(R));
         made[r].x += x.x * w[0].x, made[r].y += x.x * w[0].y;
         made[r].z += x.x * w[0].z, made[r].w += x.x * w[0].w;
         made[r].x += x.y * w[1].x, made[r].y += x.y * w[1].y;
@@ -208,67 +246,79 @@ DEVICE void multiply(const int R, float4 *made, SHARED const float *given, const
     }
 }
 
-/* The sum of what `parts` parts made of an output, and its bias. */
-DEVICE float gathered(SHARED const float *made, int apart, int parts, float bias) {
-    float s = 0.0f;
-    for (int p = 0; p < parts; p++) s += made[p * apart];
-    return s + bias;
+/* The sum of what `parts` parts made of four outputs. */
+DEVICE float4 gathered(SHARED const float *made, int apart, int parts) {
+    float4 s = QUAD(made);
+    _Pragma("unroll 4") for (int p = 1; p < parts; p++) {
+        float4 more = QUAD(made + p * apart);
+        s = quad(s.x + more.x, s.y + more.y, s.z + more.z, s.w + more.w);
+    }
+    return s;
+}
+
+/* Puts four outputs of a row where they belong: see `product`. */
+DEVICE void put(SHARED const Model *m, float4 s, GLOBAL float *to, float4 old, int ending) {
+    int activation = m->activation;
+    if (ending == GATE) {
+        to[0] = activated(s.x, activation) * s.y;
+        to[1] = activated(s.z, activation) * s.w;
+        return;
+    }
+    if (ending == ADD) s = quad(old.x + s.x, old.y + s.y, old.z + s.z, old.w + s.w);
+    if (ending == ACTIVATE)
+        s = quad(activated(s.x, activation), activated(s.y, activation),
+                 activated(s.z, activation), activated(s.w, activation));
+    *(GLOBAL float4 *)to = s;
 }
 
 /* Outputs of `n` threads, four each, from output o0 of this block on; the inputs are split over as
- * many groups of n threads as there are. R rows or fewer; R and AHEAD, how many loads of weights are
- * on their way, are constants. See `product`. */
-DEVICE void tile(const int R, const int AHEAD, SHARED const Model *m, GLOBAL const float *x,
-                 int inputs, int normed, GLOBAL const float *w, GLOBAL const float *bias,
-                 GLOBAL float *y, int outputs, int rows, int ending, int o0) {
-    SHARED float *held = HELD_OF(m);
-    int mine = outputs / TEAM, n = MIN(mine / 4 - o0 / 4, THREADS), parts = THREADS / n;
-    int part = THREAD / n, o = o0 + 4 * (THREAD % n), quads = inputs / 4, most = HELD / R / 4;
-    int k = part < parts ? part : quads;
-    float4 made[ROWS], next[4 * 2];
-    UNROLL for (int r = 0; r < R; r++) made[r] = quad(0.0f, 0.0f, 0.0f, 0.0f);
+ * many groups of n threads as there are. R, a constant, rows or fewer. See `product`. */
+DEVICE void tile(const int R, SHARED const Model *m, GLOBAL const float *x, int inputs, int normed,
+                 GLOBAL const float *w, GLOBAL const float *bias, GLOBAL float *y, int outputs,
+                 int rows, int ending, int o0) {
+    SHARED float *held = HELD_OF(m), *ring = RING_OF(m) + 4 * THREAD;
+    int mine = outputs / TEAM, quads = inputs / 4, most = APART(R) / 4;
+    int n = MIN(mine / 4 - o0 / 4, THREADS), parts = MIN(THREADS / n, quads);
+    int part = THREAD / n, c = THREAD % n, o = o0 + 4 * c, k = part < parts ? part : quads;
+    int width = ending == GATE ? 2 : 4, y_p = outputs / 4 * width, stage = 0;
+    float4 made[ROWS], now[4], next[4], more = quad(0.0f, 0.0f, 0.0f, 0.0f), old = more;
+    UNROLL for (int r = 0; r < R; r++) made[r] = more;
     if (o0) BARRIER;
-    else TEAM_ARRIVE;
     UNROLL for (int a = 0; a < AHEAD; a++) { /* weights do not wait for what others make */
         int then = k + a * parts;
-        if (then < quads) ask(next + 4 * a, w + (i64)4 * then * mine + o, mine);
+        ask(ring + 16 * a * THREADS, w + (i64)4 * then * mine + o, mine, then < quads);
     }
+    y += (RANK * mine + o) / 4 * width;
+    if (part < parts) more = FAR_QUAD(bias + RANK * mine + o);
+    if (part < MIN(parts, rows) && ending == ADD) old = FAR_QUAD(y + (i64)part * y_p);
     if (!o0) TEAM_WAIT;
-    if (!o0 && normed) measure(m, x, rows);
     for (int from = 0; from < quads; from += most) {
         int until = MIN(from + most, quads);
         if (from) BARRIER;
         hold(R, m, held, x, inputs, from, until, normed, rows);
-        BARRIER;
-        for (; k < until; k += parts) {
-            float4 now[4];
-            UNROLL for (int i = 0; i < 4; i++) now[i] = next[i];
-            UNROLL for (int i = 0; i < 4 * (AHEAD - 1); i++) next[i] = next[i + 4];
+        if (from == 0) take(now, ring);
+        for (; k < until; k += parts) { /* `now` is multiplied, `next` read, AHEAD on their way */
             int then = k + AHEAD * parts;
-            if (then < quads) ask(next + 4 * (AHEAD - 1), w + (i64)4 * then * mine + o, mine);
+            ask(ring + 16 * stage * THREADS, w + (i64)4 * then * mine + o, mine, then < quads);
+            stage = stage + 1 < AHEAD ? stage + 1 : 0;
+            WAIT_FOR_COPIES(AHEAD - 1);
+            take(next, ring + 16 * stage * THREADS);
             multiply(R, made, held + 4 * (k - from), now);
+            UNROLL for (int i = 0; i < 4; i++) now[i] = next[i];
         }
     }
     BARRIER;
     if (part < parts) {
         UNROLL for (int r = 0; r < R; r++)
-            *(SHARED float4 *)(held + 4 * ((part * R + r) * n + THREAD % n)) = made[r];
+            *(SHARED float4 *)(held + 4 * ((part * R + r) * n + c)) = made[r];
     }
     BARRIER;
-    int each = ending == GATE ? 2 * n : 4 * n, first = (RANK * mine + o0) / (4 * n / each);
-    int y_p = outputs / (4 * n / each), apart = 4 * n * R;
-    ALL(j, rows * each) {
-        int r = j / each, c = j % each;
-        GLOBAL float *to = y + (i64)r * y_p + first + c;
-        SHARED const float *of = held + 4 * n * r + c;
-        GLOBAL const float *more = bias + RANK * mine + o0 + c;
-        if (ending == GATE) {
-            float gate = gathered(of + c, apart, parts, more[c]);
-            *to = activated(gate, m->activation) * gathered(of + c + 1, apart, parts, more[c + 1]);
-        } else {
-            float old = ending == ADD ? *to : 0.0f, s = gathered(of, apart, parts, *more);
-            *to = ending == ACTIVATE ? activated(s, m->activation) : old + s;
-        }
+    if (part >= parts) return;
+    for (int r = part; r < rows; r += parts) {
+        GLOBAL float *to = y + (i64)r * y_p;
+        if (r != part && ending == ADD) old = FAR_QUAD(to);
+        float4 s = gathered(held + 4 * (r * n + c), 4 * n * R, parts);
+        put(m, quad(s.x + more.x, s.y + more.y, s.z + more.z, s.w + more.w), to, old, ending);
     }
 }
 
@@ -286,26 +336,27 @@ CALLED GLOBAL const float *product(SHARED const Model *m, GLOBAL const float *x,
     IS_GLOBAL(y);
     m = ROOM_AT(const Model, m);
     w += (i64)RANK * inputs * mine;
+    TEAM_ARRIVE;
     for (int o0 = 0; o0 < mine; o0 += 4 * THREADS) {
-        if (rows == 1) tile(1, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
-        else if (rows <= 4) tile(4, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
-        else if (rows <= 8) tile(8, 2, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
-        else tile(ROWS, 1, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        if (rows == 1) tile(1, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else if (rows <= 4) tile(4, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else if (rows <= 8) tile(8, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
+        else tile(ROWS, m, x, inputs, normed, w, bias, y, outputs, rows, ending, o0);
     }
     return bias + outputs;
 }
 
 /* -- attention ----------------------------------------------------------------------- */
 
-/* Rotates the queries and keys of this block's pairs, the first half of a head against the second,
+/* Rotates the queries and keys of this block's heads, the first half of a head against the second,
  * and puts keys and values into the cache. */
 DEVICE void keep(SHARED const Model *m, int layer) {
-    int per = m->heads / m->groups, middle = m->size / 2, size = m->size_p, groups = m->groups;
-    int pairs = *m->pairs;
+    int per = m->heads / m->groups, middle = m->size / 2, size = m->size_p, quads = size / 4;
+    int pairs = *m->heads_here / per; /* of row and group */
     if (!m->learned)
         ALL(j, pairs * (per + 1) * middle) {
-            int i = j % middle, h = j / middle % (per + 1), pair = m->pair[j / middle / (per + 1)];
-            int r = pair / groups, g = pair % groups;
+            int i = j % middle, h = j / middle % (per + 1);
+            int pair = m->head[j / middle / (per + 1) * per], r = ITS_ROW(pair), g = ITS_GROUP(pair);
             int mine = h < per ? g * per + h : m->heads + g;
             GLOBAL float *head = m->qkv + (i64)r * m->qkv_p + mine * size;
             GLOBAL const float *turn = m->turns + (i64)m->where[r] * m->size;
@@ -314,12 +365,12 @@ DEVICE void keep(SHARED const Model *m, int layer) {
             head[i + middle] = b * cosine + a * sine;
         }
     BARRIER;
-    ALL(j, pairs * size) {
-        int i = j % size, r = m->pair[j / size] / groups, g = m->pair[j / size] % groups;
-        GLOBAL const float *key = m->qkv + (i64)r * m->qkv_p + (m->heads + g) * size + i;
-        i64 place = cached(m, m->slot[r], layer, g) + (i64)m->at[r] * size + i;
-        m->keys[place] = key[0];
-        m->values[place] = key[groups * size];
+    ALL(j, pairs * quads) {
+        int pair = m->head[j / quads * per], q = j % quads, r = ITS_ROW(pair), g = ITS_GROUP(pair);
+        GLOBAL const float *key = m->qkv + (i64)r * m->qkv_p + (m->heads + g) * size + 4 * q;
+        i64 place = cached(m, m->slot[r], layer, g) + (i64)m->at[r] * size + 4 * q;
+        *(GLOBAL float4 *)(m->keys + place) = FAR_QUAD(key);
+        *(GLOBAL float4 *)(m->values + place) = FAR_QUAD(key + m->groups * size);
     }
     BARRIER;
 }
@@ -339,11 +390,13 @@ DEVICE void load(float4 some[STEPS], SHARED const Model *m, GLOBAL const float *
         some[i] = FAR_QUAD(from + (i64)MIN(first + i * apart, tokens - 1) * m->size_p + 4 * q);
 }
 
-/* Softmax attention of one query over every WAYS-th run of the tokens, by a line of threads: leaves
- * the sum of e^(score - top) * value, then top and the sum of e^(score - top). */
-DEVICE void attend_way(SHARED const Model *m, GLOBAL const float *query, GLOBAL const float *keys,
-                       GLOBAL const float *values, int tokens, int way, SHARED float *to) {
-    int share = together(m), lane = THREAD % LINE, l = lane % share, row = lane / share;
+/* Softmax attention of one query over every WAYS-th run of the tokens, by a line of threads, of which
+ * `share`, a constant, share a token: leaves the sum of e^(score - top) * value, then top and the sum
+ * of e^(score - top). */
+DEVICE void attend_way(const int share, SHARED const Model *m, GLOBAL const float *query,
+                       GLOBAL const float *keys, GLOBAL const float *values, int tokens, int way,
+                       SHARED float *to) {
+    int lane = THREAD % LINE, l = lane % share, row = lane / share;
     int apart = LINE / share, run = STEPS * apart, quads = m->size_p / 4;
     IS_GLOBAL(query);
     IS_GLOBAL(keys);
@@ -390,54 +443,60 @@ DEVICE void attend_way(SHARED const Model *m, GLOBAL const float *query, GLOBAL 
     if (lane == 0) to[m->size_p] = top, to[m->size_p + 1] = total;
 }
 
-/* Softmax attention of every pair of this block over its own sequence up to itself. Queries come
+/* Softmax attention of heads first .. first + now of this block over their own sequences up to
+ * themselves, in WAYS parts each, which lines of threads take in turns. `share` is a constant. */
+DEVICE void attend_ways(const int share, SHARED const Model *m, int layer, int first, int now,
+                        int each) {
+    int run = STEPS * (LINE / share), size = m->size_p;
+    for (int way = 0, n = THREAD / LINE;; n += LINES) {
+        for (; n >= now && way < WAYS; n -= now) way++;
+        if (way == WAYS) break;
+        int head = m->head[first + n], r = ITS_ROW(head), tokens = m->at[r] + 1;
+        if (way * run >= tokens) continue;
+        i64 place = cached(m, m->slot[r], layer, ITS_GROUP(head));
+        attend_way(share, m, m->qkv + (i64)r * m->qkv_p + ITS_HEAD(head) * size, m->keys + place,
+                   m->values + place, tokens, way, HELD_OF(m) + n * each + way * (size + 4));
+    }
+}
+
+/* Puts together what the ways have made of heads first .. first + now. */
+DEVICE void combine(SHARED const Model *m, int first, int now, int each) {
+    int size = m->size_p, quads = size / 4, run = STEPS * (LINE / together(m));
+    ALL(j, now * quads) {
+        int n = j / quads, q = j % quads, head = m->head[first + n], r = ITS_ROW(head);
+        int ways = MIN(WAYS, (m->at[r] + run) / run);
+        SHARED const float *of = HELD_OF(m) + n * each;
+        float top = of[size], total = 0.0f;
+        float4 y = quad(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int w = 1; w < ways; w++) top = MAX(of[w * (size + 4) + size], top);
+        for (int w = 0; w < ways; w++, of += size + 4) {
+            float by = EXP(of[size] - top);
+            float4 v = QUAD(of + 4 * q);
+            y = quad(y.x + by * v.x, y.y + by * v.y, y.z + by * v.z, y.w + by * v.w);
+            total += by * of[size + 1];
+        }
+        *(GLOBAL float4 *)(m->attended + (i64)r * m->mix + ITS_HEAD(head) * size + 4 * q) =
+            quad(y.x / total, y.y / total, y.z / total, y.w / total);
+    }
+}
+
+/* Softmax attention of every head of this block over its own sequence up to itself. Queries come
  * scaled. */
 CALLED void attend(SHARED const Model *m, int layer) {
     TEAM_BARRIER;
     m = ROOM_AT(const Model, m);
     keep(m, layer);
-    SHARED float *held = HELD_OF(m);
-    int per = m->heads / m->groups, size = m->size_p, each = WAYS * (size + 4);
-    int count = *m->pairs * per, most = HELD / each, run = STEPS * (LINE / together(m));
+    int each = WAYS * (m->size_p + 4), count = *m->heads_here, most = HELD / each;
+    int share = together(m);
     for (int first = 0; first < count; first += most) {
         int now = MIN(most, count - first);
-        for (int j = THREAD / LINE; j < now * WAYS; j += LINES) {
-            int way = j / now, n = first + j % now, pair = m->pair[n / per];
-            int r = pair / m->groups, g = pair % m->groups, tokens = m->at[r] + 1;
-            if (way * run >= tokens) continue;
-            i64 place = cached(m, m->slot[r], layer, g);
-            attend_way(m, m->qkv + (i64)r * m->qkv_p + (g * per + n % per) * size, m->keys + place,
-                       m->values + place, tokens, way, held + j % now * each + way * (size + 4));
-        }
+        if (share == 8) attend_ways(MIN(8, LINE), m, layer, first, now, each);
+        else if (share == 16) attend_ways(MIN(16, LINE), m, layer, first, now, each);
+        else attend_ways(LINE, m, layer, first, now, each);
         BARRIER;
-        ALL(j, now * size) {
-            int i = j % size, n = first + j / size, pair = m->pair[n / per];
-            int r = pair / m->groups, h = pair % m->groups * per + n % per;
-            int ways = MIN(WAYS, (m->at[r] + run) / run);
-            SHARED const float *of = held + j / size * each;
-            float top = of[size], y = 0.0f, total = 0.0f;
-            for (int w = 1; w < ways; w++) top = MAX(of[w * (size + 4) + size], top);
-            for (int w = 0; w < ways; w++, of += size + 4) {
-                float by = EXP(of[size] - top);
-                y += by * of[i], total += by * of[size + 1];
-            }
-            m->attended[(i64)r * m->mix + h * size + i] = y / total;
-        }
+        combine(m, first, now, each);
         BARRIER;
     }
-}
-
-/* Asks for what this block will read of the cache: it comes nearer while something else is done. */
-DEVICE void soon(SHARED const Model *m, int layer) {
-#ifdef PREFETCH
-    int most = SOON / 2 / m->size_p / MAX(1, *m->pairs);
-    ALL(j, 2 * *m->pairs) {
-        int pair = m->pair[j / 2], r = pair / m->groups, tokens = MIN(most, m->at[r]);
-        GLOBAL const float *from = j % 2 ? m->values : m->keys;
-        if (tokens > 0)
-            PREFETCH(from + cached(m, m->slot[r], layer, pair % m->groups), 4 * tokens * m->size_p);
-    }
-#endif
 }
 
 /* -- one pass ----------------------------------------------------------------------- */
@@ -453,12 +512,10 @@ CALLED GLOBAL const float *forward(SHARED const Model *m, int rows) {
         float x = m->embedding[(i64)m->token[r] * width + i];
         m->x[(i64)r * width + i] = m->learned ? x + m->position[(i64)m->where[r] * width + i] : x;
     }
-    soon(m, 0);
     for (int layer = 0; layer < m->layers; layer++) {
         int inner = m->gated ? 2 * m->hidden_p : m->hidden_p;
         w = product(m, m->x, width, 1, w, m->qkv, m->qkv_p, rows, PUT);
         attend(m, layer);
-        if (layer + 1 < m->layers) soon(m, layer + 1);
         w = product(m, m->attended, m->mix, 0, w, m->x, width, rows, ADD);
         w = product(m, m->x, width, 1, w, m->middle, inner, rows, m->gated ? GATE : ACTIVATE);
         w = product(m, m->middle, m->hidden_p, 0, w, m->x, width, rows, ADD);
@@ -597,15 +654,53 @@ DEVICE int choose(SHARED const Model *m, GLOBAL const float *logits, float top, 
 
 /* -- kernels ------------------------------------------------------------------------ */
 
-/* One more row of the next pass, and which of its groups this block attends to: a sequence's group
- * stays with a block. */
-DEVICE int added(SHARED const Model *m, int row, int token, int where, int slot, int at) {
-    if (THREAD) return row + 1;
+/* The first of the groups of a sequence's heads that this block attends to, every TEAM-th from there
+ * on: a group stays with a block. */
+DEVICE int first_group(int slot, int groups) { return (RANK + TEAM - slot * groups % TEAM) % TEAM; }
+
+/* A row of the next pass, whose heads in this block stand from `count` on. Returns where others
+ * stand. */
+DEVICE int add(SHARED const Model *m, int row, int token, int where, int slot, int at, int count) {
+    int groups = m->groups, per = m->heads / groups;
+    SHARED int *head = m->head;
     m->token[row] = token, m->where[row] = where, m->slot[row] = slot, m->at[row] = at;
-    int pairs = row ? *m->pairs : 0, begin = (RANK + TEAM - slot * m->groups % TEAM) % TEAM;
-    for (int g = begin; g < m->groups; g += TEAM) m->pair[pairs++] = row * m->groups + g;
-    *m->pairs = pairs;
+    for (int g = first_group(slot, groups); g < groups; g += TEAM)
+        for (int h = g * per; h < (g + 1) * per; h++) head[count++] = HEAD_OF(row, g, h);
+    return count;
+}
+
+/* One more row, after those there are. */
+DEVICE int added(SHARED const Model *m, int row, int token, int where, int slot, int at) {
+    if (THREAD == 0)
+        *m->heads_here = add(m, row, token, where, slot, at, row ? *m->heads_here : 0);
     return row + 1;
+}
+
+/* How many of the first `live` sequences go on, and how many of their heads this block attends to. */
+DEVICE int going_on(SHARED const Model *m, int live, int *heads) {
+    int groups = m->groups, rows = 0, all = 0;
+    for (int a = 0; a < live; a++) {
+        int left = groups - first_group(m->was[a], groups);
+        if (m->next[a] < 0) continue;
+        all += (left + TEAM - 1) / TEAM, rows++;
+    }
+    *heads = all * (m->heads / groups);
+    return rows;
+}
+
+/* A row for every sequence that goes on after its word number i; they stay alive. Returns how many
+ * there are. */
+DEVICE int follow(SHARED const Model *m, int live, int i) {
+    int heads, rows = going_on(m, live, &heads);
+    if (THREAD == 0) *m->heads_here = heads;
+    ALL(a, live) {
+        int s = m->was[a], row = going_on(m, a, &heads);
+        if (m->next[a] < 0) continue;
+        add(m, row, m->word[a], m->next[a], s, m->length[s] + i, heads);
+        m->live[row] = s;
+    }
+    BARRIER;
+    return rows;
 }
 
 /* Gives a slot what another has read: the first `tokens` tokens. */
@@ -669,7 +764,10 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
         int it = first + s, other = source[it] - first;
         if (other != s) share(m, other, s, starts[it + 1] - starts[it]);
         copy(m, m->last + (i64)other * width, m->x + (i64)s * width);
-        if (THREAD == 0) m->live[s] = s;
+        if (THREAD == 0) {
+            m->live[s] = s, m->length[s] = starts[it + 1] - starts[it];
+            m->begin[s] = where[starts[it + 1] - 1] + 1;
+        }
         if (THREAD == 0 && RANK == 0) logprob[it] = 0;
     }
     BARRIER;
@@ -686,24 +784,13 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
         }
         TEAM_BARRIER;
         ALL(a, live) { /* what was chosen, and at which position it stands: -1 where nothing follows */
-            int it = first + m->live[a], word = said[(i64)it * longest + i];
-            int next = where[starts[it + 1] - 1] + 1 + i, more = word != end && i + 1 < longest;
+            int s = m->was[a] = m->live[a], it = first + s, word = said[(i64)it * longest + i];
+            int next = m->begin[s] + i, more = word != end && i + 1 < longest;
             if (RANK == 0) counts[it] = more && next >= m->places ? -1 : i + 1;
             m->word[a] = word, m->next[a] = more && next < m->places ? next : -1;
         }
         BARRIER;
-        rows = 0;
-        for (int a = 0; a < live; a++) {
-            if (m->next[a] < 0) continue;
-            if (THREAD == 0) {
-                int s = m->live[rows] = m->live[a]; /* rows <= a: what is overwritten was read */
-                int at = starts[first + s + 1] - starts[first + s] + i;
-                added(m, rows, m->word[a], m->next[a], s, at);
-            }
-            rows++;
-        }
-        BARRIER;
-        live = rows;
+        live = follow(m, live, i);
         if (live) forward(m, live);
     }
 }

@@ -19,7 +19,7 @@ from community.kernels.build import Argument, SimtProgram
 from community.kernels.gpt import LanguageModel, Memory, ints
 from community.kernels.weights import Layout, Part, Product, Ready, Unsupported, Vector, parts_of
 
-THREADS, ROWS, WAYS = 256, 16, 8  # as in gpt.cu
+THREADS, ROWS, AHEAD, WAYS = 128, 10, 4, 8  # as in gpt.cu
 MODEL = 128  # floats, at least, that the struct Model takes
 MOST = 2**30  # floats of memory at once: 4 GiB
 
@@ -35,7 +35,7 @@ class Team:
     @property
     def held(self) -> int:
         """Floats that a block shares while it multiplies or attends: HELD in gpt.cu."""
-        return max(64 * self.threads, 2048)
+        return max(4 * ROWS * self.threads, 2048)
 
 
 def team_on(device: str) -> Team | None:
@@ -121,13 +121,14 @@ class GpuLanguageModel(LanguageModel):
     def _blocks(
         self, order: list[int], rows: Sequence[Sequence[int]], more: int
     ) -> Iterator[tuple[list[list[int]], Memory]]:
-        """Rows in blocks, one for every team that the GPU runs at once if there are enough, with
+        """Rows in blocks, as many for every team that the GPU runs at once if there are enough, with
         memory for rows that grow by `more` tokens."""
         if not order:
             return
         span = max(map(len, rows)) + more
         teams = _teams(self.device, self.team.blocks)
-        slots = max(1, min(ROWS, math.ceil(len(order) / teams)))
+        turns = math.ceil(len(order) / (teams * ROWS))
+        slots = math.ceil(len(order) / (teams * turns))
         blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
         floats, notes = _room(self.layout, span, slots, self.team.blocks)
         at_once = max(1, min(len(blocks), MOST // floats))
@@ -142,12 +143,13 @@ class GpuLanguageModel(LanguageModel):
 
 
 def _teams(device: torch.device, blocks: int) -> int:
-    """How many teams of so many blocks run at a time. A team lies within one of the groups that a
-    GPU's processors form, and not all of a group's may be left over: an H100 with 132 does not run
-    16 teams of 8, and the last of them would make all wait twice as long."""
+    """How many teams of so many blocks run at a time, with two blocks on a processor. A team lies
+    within one of the groups that a GPU's processors form, and not all of a group's may be left over:
+    an H100 with 132 does not run 32 teams of 8, and the last of them would make all wait twice as
+    long."""
     if device.type != "cuda":
         return 2
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    count = 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
     return count if blocks == 1 else max(1, count // blocks * 7 // 8)
 
 
@@ -170,7 +172,8 @@ def _room(layout: Layout, span: int, slots: int, team: int) -> tuple[int, int]:
 
 def _shared(layout: Layout, team: Team) -> int:
     """Floats of shared memory that a block needs."""
-    return MODEL + team.held + team.threads + 10 * ROWS + ROWS * layout.groups
+    ring = 16 * AHEAD * team.threads
+    return MODEL + team.held + ring + team.threads + 13 * ROWS + ROWS * layout.heads
 
 
 def padded(n: int, team: int) -> int:

@@ -48,7 +48,7 @@
 #define INFINITY_F INFINITY
 #define EXP(x) exp((float)(x))
 #define LOG(x) log((float)(x))
-#define ROOT(x) sqrt((float)(x))
+#define INVERSE_ROOT(x) rsqrt((float)(x))
 #define LARGER(x, y) fmax((float)(x), (float)(y))
 #define AS_FLOAT(x) as_float(x)
 #define AS_U32(x) as_uint(x)
@@ -91,7 +91,7 @@ extern __shared__ __align__(1024) float4 all_room[];
 #define INFINITY_F __int_as_float(0x7f800000)
 #define EXP(x) expf(x)
 #define LOG(x) logf(x)
-#define ROOT(x) sqrtf(x)
+#define INVERSE_ROOT(x) rsqrtf(x)
 #define LARGER(x, y) fmaxf(x, y) /* NaN counts for nothing */
 #define AS_FLOAT(x) __uint_as_float(x)
 #define AS_U32(x) __float_as_uint(x)
@@ -108,6 +108,32 @@ typedef unsigned short u16;
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define QUAD(p) (*(SHARED const float4 *)(p)) /* four floats at a multiple of 16 bytes */
 #define FAR_QUAD(p) (*(GLOBAL const float4 *)(p))
+
+/* Begins to copy 16 bytes into shared memory, zeros where they are not there: copies go on while
+ * something else is computed. They are made in groups; `close_group` ends one, and
+ * WAIT_FOR_COPIES waits until this thread's copies have come, but for those of its last `open`
+ * groups. Threads that did not ask for them see them after a BARRIER. */
+#if defined(EMULATED) /* tests bring their own, see tests/cuda_emulator.h */
+#elif defined(__OPENCL_VERSION__) || __CUDA_ARCH__ < 800
+DEVICE void begin_copy(SHARED void *to, GLOBAL const void *from, int there) {
+    float4 none = {0.0f, 0.0f, 0.0f, 0.0f};
+    *(SHARED float4 *)to = there ? *(GLOBAL const float4 *)from : none;
+}
+DEVICE void close_group() {}
+#define WAIT_FOR_COPIES(open)
+#else
+DEVICE u32 shared_place(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+DEVICE void begin_copy(void *to, const void *from, int there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_place(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+#define WAIT_FOR_COPIES(open) asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory")
+#endif
 
 #if STORED == 1
 typedef u16 stored;

@@ -1,5 +1,5 @@
 /* What tensor cores need beside simt.h, for GPUs from sm_80 on: products of 16 x 16 by 16 x 8
- * matrices, loads of their fragments, copies that go on while something else is computed.
+ * matrices, and loads of their fragments.
  *
  * Fragments are those of PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
  * Lane l of a warp stands for row g = l / 4 and column pair t = l % 4:
@@ -13,8 +13,6 @@
 #define TENSOR_H
 
 #ifndef EMULATED /* tests bring their own, see tests/cuda_emulator.h */
-DEVICE u32 shared_place(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
 /* Four 8 x 8 matrices, row by row: lane l gives where row l % 8 of matrix l / 8 lies, and gets of
  * every matrix the two neighbours at (l / 4, 2 (l % 4)). */
 DEVICE void load_matrices(u32 r[4], const u16 *row) {
@@ -71,20 +69,6 @@ DEVICE float power(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-
-/* Begins to copy 16 bytes into shared memory, zeros where they are not there. */
-DEVICE void begin_copy(u16 *to, const u16 *from, int there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared_place(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
-                 : "memory");
-}
-
-/* Closes a group of copies. */
-DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/* Waits until this thread's copies are there, but for those of the last `open` groups. */
-#define WAIT_FOR_COPIES(open) asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory")
 #endif
 
 #endif

@@ -352,9 +352,10 @@ static float unpaired(unsigned both, int second) {
     return emulator::wide((uint16_t)(both >> 16 * second));
 }
 
+static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static float power(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
-static void begin_copy(uint16_t *to, const uint16_t *from, int there) {
+static void begin_copy(void *to, const void *from, int there) {
     emulator::check_shared(to, 16);
     if ((uint64_t)from % 16) emulator::stop("a copy from an address that is no multiple of 16");
     emulator::Copy copy = {(char *)to, (const char *)from, there != 0};

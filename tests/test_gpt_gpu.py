@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emulator import emulated
+from cuda_emulator import EmulatedProgram, emulated
 from test_gpt import END, MODELS, TASTES, WORDS, Numbers, gpt2, llama, logs, prompts
 
 from community.agents.decoding import generate, generate_by_kernels, score, score_by_kernels
@@ -108,6 +108,20 @@ def test_scores_are_those_of_torch(name: str, backend: str) -> None:
     pairs = [(p, [*p[::-1], END]) for p in rows]
     found = score_by_kernels(made(model, backend), codec, pairs)
     assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_weights_may_come_early(name: str) -> None:
+    """Elsewhere the emulator has copies come as late as they may."""
+    try:
+        program = EmulatedProgram("gpt", flags(2))
+    except BuildError as error:
+        pytest.skip(str(error))
+    program.early = True
+    model = MODELS[name]()
+    found = GpuLanguageModel(model, Team(program, 2)).generate(prompts(), None, None, 3, END)
+    late = made(model, "teams").generate(prompts(), None, None, 3, END)
+    assert found == late
 
 
 LONG: dict[str, Any] = {
