@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from community.kernels import attention_cpu, attention_gpu
-from community.kernels.tracing import traced
+from community.kernels.tracing import known, remember, traced
 
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
@@ -204,11 +203,11 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
             raise ValueError(f"temperature is on {temperature.device} and q on {q.device}")
         if not temperature.is_floating_point():
             raise ValueError(f"temperature is {temperature.dtype}, and must be a floating dtype")
-        if traced(temperature) or _known(temperature):
+        if traced(temperature) or known(temperature):
             return
         # one number a head: quicker read than compared by four operations
         if all(0 < x < math.inf for x in temperature.view(-1).tolist()):
-            return _remember(temperature)
+            return remember(temperature)
     elif temperature is None or (temperature > 0 and math.isfinite(temperature)):
         return
     raise ValueError("temperature must be positive and finite")
@@ -222,25 +221,11 @@ def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
         )
     if lengths.device != q.device:
         raise ValueError(f"lengths is on {lengths.device} and q on {q.device}")
-    if traced(lengths) or _known(lengths, k.shape[2]):
+    if traced(lengths) or known(lengths, k.shape[2]):
         return
     if bool(((lengths < 1) | (lengths > k.shape[2])).any()):
         raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
-    _remember(lengths, k.shape[2])
-
-
-_looked_at: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def _known(x: Tensor, limit: int = 0) -> bool:
-    """Whether x, on a GPU, was looked at since it was last written: a look waits until the GPU has
-    done all it was given."""
-    return x.is_cuda and not x.is_inference() and _looked_at.get(x) == (x._version, limit)
-
-
-def _remember(x: Tensor, limit: int = 0) -> None:
-    if x.is_cuda and not x.is_inference():
-        _looked_at[x] = x._version, limit
+    remember(lengths, k.shape[2])
 
 
 def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:

@@ -62,7 +62,7 @@ def _routing(n: int, e: int, k: int, scoring: str, steered: bool, device: str) -
         order = experts.view(-1).argsort(stable=True)
         ends = [int((experts < i).sum()) for i in range(e + 1)]
         place = order.argsort().view(n, k)
-        return weights / weights.sum(1, keepdim=True), experts, order, place, torch.tensor(ends)
+        return weights / weights.sum(1, keepdim=True), experts, order, place, order.new_tensor(ends)
 
     name = f"route {scoring}{' + bias' if steered else ''} N {n} E {e} k {k}"
     peers = {"torch": lambda: _by_torch(logits, k, bias, scoring)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from community.kernels.backend import kernels
 from community.kernels.routing import DTYPES, Route
-from community.kernels.tracing import plain
+from community.kernels.tracing import known, plain, remember, traced
 
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # rows that routing.c moves
 
@@ -123,13 +123,30 @@ def _moved(
     kind = _KINDS.get(x.dtype)
     run = kernels("routing") if kind and x.is_cpu else None
     if run is None or items * k >= 2**31:
+        for pairs in rest:
+            if pairs is not None and not pairs.is_floating_point():
+                _check_pairs(pairs)
         return False
     fault = torch.zeros(1, dtype=torch.int32)
     others = [None if y is None else y.contiguous() for y in rest]
     run(f"{kernel}_{kind}", x.contiguous(), *others, out, fault, x.shape[1], k, items=items)
     if fault.item():
-        raise ValueError("order or place of the route names a pair that does not exist")
+        raise _stray()
     return True
+
+
+def _stray() -> ValueError:
+    return ValueError("order or place of the route names a pair that does not exist")
+
+
+def _check_pairs(pairs: Tensor) -> None:
+    """Raises ValueError if order or place of a route has numbers of no pair."""
+    count = pairs.numel()
+    if not count or traced(pairs) or known(pairs, count):
+        return
+    if int(pairs.min()) < 0 or int(pairs.max()) >= count:
+        raise _stray()
+    remember(pairs, count)
 
 
 def _keep_move(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

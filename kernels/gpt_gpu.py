@@ -121,8 +121,8 @@ class GpuLanguageModel(LanguageModel):
     def _blocks(
         self, order: list[int], rows: Sequence[Sequence[int]], more: int
     ) -> Iterator[tuple[list[list[int]], Memory]]:
-        """Rows in blocks, as many for every team that the GPU runs at once if there are enough, with
-        memory for rows that grow by `more` tokens."""
+        """Rows in blocks, about as many for each team that the GPU runs at once, with memory for
+        rows that grow by `more` tokens."""
         if not order:
             return
         span = max(map(len, rows)) + more
@@ -144,9 +144,9 @@ class GpuLanguageModel(LanguageModel):
 
 def _teams(device: torch.device, blocks: int) -> int:
     """How many teams of so many blocks run at a time, with two blocks on a processor. A team lies
-    within one of the groups that a GPU's processors form, and not all of a group's may be left over:
-    an H100 with 132 does not run 32 teams of 8, and the last of them would make all wait twice as
-    long."""
+    within one of the groups that a GPU's processors form, and not all of a group's may be left
+    over: an H100 with 132 does not run 32 teams of 8, and the last of them would make all wait
+    twice as long."""
     if device.type != "cuda":
         return 2
     count = 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -3,8 +3,8 @@
     chosen = route(logits, k=2)                  # (tokens, experts) -> Route
 
 What moves rows there and back is in dispatch.py.
-Computed by routing.c on the processor (C or OpenCL) and by the same in plain torch everywhere
-else and in float64 and float16.
+Computed by routing.c on the processor (C or OpenCL), by routing.cu on a GPU (float32; halves are
+widened), and by the same in plain torch everywhere else and in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
-from community.kernels.tracing import plain, traced
+from community.kernels.routing_gpu import router
+from community.kernels.tracing import plain, remember, traced
 
 SCORINGS = ("softmax", "sigmoid")
 _HALVES = (torch.float16, torch.bfloat16)
@@ -192,8 +193,7 @@ def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Part
     run = kernels("routing") if logits.is_cpu else None
     n, e = logits.shape
     if run is None or logits.dtype != torch.float32 or n * k >= 2**31:
-        weights, experts = _chosen(logits, bias, k, sigmoid)
-        return weights, experts, *_sorted(experts, e)
+        return _routed_elsewhere(logits, bias, k, sigmoid)
     fault, room = _own.fault, _own.floats((e + 2 * (k + _AT_ONCE)) * lanes())
     weights, whole = logits.new_empty(n, k), fault.new_empty
     experts, order, place, offsets = whole(n, k), whole(n * k), whole(n, k), whole(e + 1)
@@ -206,6 +206,21 @@ def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Part
     if fault.item():
         raise _unfit("bias" if fault.item() == 2 else "logits")
     return weights, experts, order, place, offsets
+
+
+def _routed_elsewhere(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
+    """By routing.cu if it can, or else in plain torch."""
+    n, e = logits.shape
+    gpu = router(logits.device, e, n * k) if logits.dtype == torch.float32 else None
+    if gpu is None:
+        weights, experts = _chosen(logits, bias, k, sigmoid)
+        return weights, experts, *_sorted(experts, e)
+    weights, experts, order, fault = gpu.route(logits, bias, k, sigmoid)
+    if fault:
+        raise _unfit("bias" if fault == 2 else "logits")
+    for pairs in order[:2]:  # what moves rows by them need not look at them again
+        remember(pairs, n * k)
+    return weights, experts, *order
 
 
 _AT_ONCE = 8  # as in routing.c
@@ -236,7 +251,13 @@ _own = _Own()
 def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     run = kernels("routing") if experts.is_cpu else None
     if run is None or experts.numel() >= 2**31:
-        return _sorted(experts, count)
+        gpu = router(experts.device, count, experts.numel())
+        if gpu is None:
+            return _sorted(experts, count)
+        found, wrong = gpu.order(experts, count)
+        if wrong:
+            raise ValueError(f"experts must lie between 0 and {count - 1}")
+        return found
     fault, pairs = _own.fault, experts.numel()
     order, place, offsets = (experts.new_empty(s) for s in (pairs, experts.shape, count + 1))
     run(

@@ -34,6 +34,7 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     "probe": [((), ("scale",))],
     "gpt": [((), ("generate", "score"))],
     "attention": attentions(WIDTHS, (0, 1)),
+    "routing": [(("-DTHREADS=512",), ("route", "route_counts", "route_starts", "route_places"))],
     "attention_tensor": attentions(TENSOR_WIDTHS, (1, 2)),
     "attention_hopper": [
         (_hopper(width, stored, backward, masked).flags, ATTENTION[backward])

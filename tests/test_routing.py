@@ -15,7 +15,7 @@ from torch import Tensor
 from community.kernels import backend as chosen
 from community.kernels import dispatch as moving
 from community.kernels import routing as module
-from community.kernels.build import BuildError, compiler, program
+from community.kernels.build import BuildError, compiler, program, simt_program
 from community.kernels.dispatch import combine, dispatch
 from community.kernels.routing import Route, arranged, balanced, reference, route
 
@@ -25,20 +25,20 @@ SIZES = st.integers(1, 70).flatmap(
 )
 
 
-@pytest.fixture(params=["c", "opencl"])
+@pytest.fixture(params=["c", "opencl", "simt"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name: str = request.param
     if name == "c" and compiler() is None:
         pytest.skip("no C compiler")
     try:
-        program("routing", name)
+        simt_program("routing", ("-DTHREADS=64",)) if name == "simt" else program("routing", name)
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
+    for cached in (chosen.backend, chosen.kernels, chosen.simt):
         cached.cache_clear()
     yield name
-    for cached in (chosen.backend, chosen.kernels):
+    for cached in (chosen.backend, chosen.kernels, chosen.simt):
         cached.cache_clear()
 
 
