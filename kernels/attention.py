@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from community.kernels import attention_cpu, attention_gpu
-from community.kernels.tracing import known, remember, traced
+from community.kernels.tracing import Operation, known, remember, traced
 
 _HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
@@ -54,17 +54,12 @@ def attention(
     if mask is not None and mask.requires_grad:
         options = {"causal": causal, "scale": scale, "temperature": temperature, "sink": sink}
         return reference(q, k, v, **options, lengths=lengths, mask=mask)  # type: ignore[arg-type]
-    learns = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (q, k, v, temperature) if isinstance(x, Tensor)
-    )
     by = factors(q, scale, temperature)
     if mask is not None:
         mask = added(mask, by.dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
-    # a custom op takes longer than a few queries, and is of use to autograd and tracing only
-    run: Any = _attention if learns or traced(q) else _computed
-    out, lse = run(q, k, v, by, mask, lengths, causal)
+    out, lse = ATTENTION.of(q, k, v, by)(q, k, v, by, mask, lengths, causal)
     if sink:
         out = (out * torch.sigmoid(lse).unsqueeze(-1)).to(q.dtype)
     return out, lse
@@ -337,7 +332,7 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
     return gq, gk, gv, dots.sum((0, 2)) / factor if wanted else None, None, None, None
 
 
-_attention.register_autograd(_differentiate, setup_context=_keep)
+ATTENTION = Operation(_attention, _computed, _keep, _differentiate)
 
 
 def _float(x: Tensor) -> Tensor:

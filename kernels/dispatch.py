@@ -14,7 +14,7 @@ from torch import Tensor
 
 from community.kernels.backend import kernels
 from community.kernels.routing import DTYPES, Route
-from community.kernels.tracing import known, plain, remember, traced
+from community.kernels.tracing import Operation, known, remember, traced
 
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # rows that routing.c moves
 
@@ -25,8 +25,7 @@ def dispatch(x: Tensor, chosen: Route) -> Tensor:
     Differentiable, more than once. Raises ValueError for what does not fit.
     """
     _check_rows(x, chosen, chosen.weights.shape[0], "x")
-    move = _dispatched if plain(x) else _dispatch
-    return move(x, chosen.order, chosen.place, None)
+    return DISPATCH.of(x)(x, chosen.order, chosen.place, None)
 
 
 def combine(rows: Tensor, chosen: Route) -> Tensor:
@@ -37,8 +36,7 @@ def combine(rows: Tensor, chosen: Route) -> Tensor:
     """
     _check_rows(rows, chosen, chosen.weights.numel(), "rows")
     weights = chosen.weights.to(_wide(rows.dtype))
-    move = _combined if plain(rows, weights) else _combine
-    return move(rows, chosen.order, chosen.place, weights)
+    return COMBINE.of(rows, weights)(rows, chosen.order, chosen.place, weights)
 
 
 def _check_rows(x: Tensor, chosen: Route, count: int, name: str) -> None:
@@ -155,23 +153,26 @@ def _keep_move(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate_dispatch(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     x, order, place, weights = ctx.saved_tensors
-    match, back = (_matched, _combined) if plain(grad) else (_match, _combine)
-    gw = match(x, grad, order, place) if ctx.needs_input_grad[3] else None
-    return back(grad, order, place, weights), None, None, gw
+    learns = ctx.needs_input_grad[3]
+    gw = MATCH.of(x, grad)(x, grad, order, place) if learns else None
+    given = (grad,) if weights is None else (grad, weights)
+    return COMBINE.of(*given)(grad, order, place, weights), None, None, gw
 
 
 def _differentiate_combine(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     rows, order, place, weights = ctx.saved_tensors
-    match, back = (_matched, _dispatched) if plain(grad) else (_match, _dispatch)
-    gw = match(grad, rows, order, place) if ctx.needs_input_grad[3] else None
-    return back(grad, order, place, weights), None, None, gw
+    learns = ctx.needs_input_grad[3]
+    gw = MATCH.of(grad, rows)(grad, rows, order, place) if learns else None
+    given = (grad,) if weights is None else (grad, weights)
+    return DISPATCH.of(*given)(grad, order, place, weights), None, None, gw
 
 
 def _differentiate_match(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     x, rows, order, place = ctx.saved_tensors
-    return _combine(rows, order, place, grad), _dispatch(x, order, place, grad), None, None
+    gx = COMBINE.of(rows, grad)(rows, order, place, grad)
+    return gx, DISPATCH.of(x, grad)(x, order, place, grad), None, None
 
 
-_dispatch.register_autograd(_differentiate_dispatch, setup_context=_keep_move)
-_combine.register_autograd(_differentiate_combine, setup_context=_keep_move)
-_match.register_autograd(_differentiate_match, setup_context=_keep_move)
+DISPATCH = Operation(_dispatch, _dispatched, _keep_move, _differentiate_dispatch)
+COMBINE = Operation(_combine, _combined, _keep_move, _differentiate_combine)
+MATCH = Operation(_match, _matched, _keep_move, _differentiate_match)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from community.kernels.backend import kernels
 from community.kernels.build import Program
-from community.kernels.tracing import traced
+from community.kernels.tracing import Operation
 
 WIDE = 32  # outputs of a panel, as in quantized.c
 BITS = (8, 4)
@@ -115,8 +115,7 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = N
     """
     _check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    # a custom op takes longer than a small product, and is of use to autograd and tracing only
-    run = _linear if x.requires_grad or traced(x) else _computed
+    run = LINEAR.of(rows)
     y = run(rows, weight.packed, weight.scales, weight.bits, weight.group, weight.shape[0])
     y = y.view(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
@@ -267,7 +266,7 @@ def _differentiate(ctx, go: Tensor) -> tuple:  # type: ignore[no-untyped-def, ty
     return gx, None, None, None, None, None
 
 
-_linear.register_autograd(_differentiate, setup_context=_keep)
+LINEAR = Operation(_linear, _computed, _keep, _differentiate)
 
 
 def _few(x: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, run: Program) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from community.kernels.backend import kernels
 from community.kernels.build import lanes
 from community.kernels.routing_gpu import router
-from community.kernels.tracing import plain, remember, traced
+from community.kernels.tracing import Operation, plain, remember, traced
 
 SCORINGS = ("softmax", "sigmoid")
 _HALVES = (torch.float16, torch.bfloat16)
@@ -67,8 +67,7 @@ def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "so
     wide = logits.float() if logits.dtype in _HALVES else logits
     if bias is not None and (bias.dtype != wide.dtype or bias.requires_grad):
         bias = bias.detach().to(wide.dtype)
-    decide = _routed if plain(wide) else _route
-    found = decide(wide, bias, k, scoring == "sigmoid")
+    found = ROUTE.of(wide)(wide, bias, k, scoring == "sigmoid")
     if wide is logits:
         return Route._make(found)
     return Route(found[0].to(logits.dtype), *found[1:])
@@ -315,11 +314,13 @@ def _keep_route(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate_route(ctx, grad: Tensor, *_rest: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
-    back: Any = _unrouted if plain(grad) else _route_backward
-    return back(grad, *ctx.saved_tensors, ctx.sigmoid), None, None, None
+    weights, experts, logits = ctx.saved_tensors
+    # a graph of gradients is not written for: the custom op says so
+    back: Any = _unrouted if plain(grad, weights, logits) else _route_backward
+    return back(grad, weights, experts, logits, ctx.sigmoid), None, None, None
 
 
-_route.register_autograd(_differentiate_route, setup_context=_keep_route)
+ROUTE = Operation(_route, _routed, _keep_route, _differentiate_route)
 
 
 @_sort.register_fake

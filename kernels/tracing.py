@@ -3,6 +3,9 @@ operation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,6 +24,39 @@ def plain(*tensors: Tensor) -> bool:
         if (learning and x.requires_grad) or traced(x):
             return False
     return True
+
+
+class Operation:
+    """A custom operation of torch.library, and two quicker ways to the same numbers where nothing
+    is traced: the function itself, and the function with a gradient."""
+
+    def __init__(
+        self,
+        operation: Any,
+        compute: Callable[..., Any],
+        keep: Callable[[Any, tuple[Any, ...], Any], None],
+        differentiate: Callable[..., Any],
+    ) -> None:
+        """operation: a `custom_op`; keep and differentiate: what its `register_autograd` takes."""
+        operation.register_autograd(differentiate, setup_context=keep)
+        self.operation, self.compute = operation, compute
+
+        class Learning(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                found = compute(*inputs)
+                keep(ctx, inputs, found)
+                return found
+
+            backward = staticmethod(differentiate)
+
+        self.learn = Learning.apply
+
+    def of(self, *tensors: Tensor) -> Callable[..., Any]:
+        """The quickest way for these inputs: those that may be traced, or have a gradient."""
+        if plain(*tensors):
+            return self.compute
+        return self.operation if any(map(traced, tensors)) else self.learn
 
 
 _looked_at: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -287,6 +287,21 @@ def test_bad_input_of_arranged(compiled: str, message: str) -> None:
         arranged(*UNFIT[message])
 
 
+def test_gradients_of_gradients_are_not_lost(compiled: str) -> None:
+    """Also where the gradient that comes in has none of its own, as that of a sum."""
+    found = arranged(E, W, 4)
+    second = []
+    for dtype in (torch.float32, torch.float64):
+        rows = torch.linspace(-1, 1, 36).view(12, 3).to(dtype).requires_grad_()
+        weights = W.to(dtype).clone().requires_grad_()
+        moved = combine(dispatch(combine(rows, found._replace(weights=weights)), found), found)
+        (first,) = torch.autograd.grad(moved.sum(), weights, create_graph=True)
+        (grad,) = torch.autograd.grad((first**2).sum(), rows)
+        second.append(grad)
+    assert second[1].abs().max() > 1
+    torch.testing.assert_close(second[0].double(), second[1], atol=1e-5, rtol=1e-5)
+
+
 def test_bad_input_of_the_moves(compiled: str) -> None:
     found, x, rows = arranged(E, W, 4), torch.randn(6, 3), torch.randn(12, 3)
     worse = {
