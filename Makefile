@@ -1,6 +1,7 @@
 # make run       set up .venv, play runs/adders.toml, show it live, end with the report
 #                (ARGS passes options on: make run ARGS="--rounds 3 --seed 7")
-# make test      set up everything and run the tests that take seconds (ARGS="-k ranking")
+# make test      set up everything and run the tests that take seconds, two files at a time
+#                (ARGS="-k ranking" picks)
 # make slow      the tests that take minutes
 # make lint      ruff; `make format` mends what it can
 # make types     mypy
@@ -17,7 +18,7 @@ run: .venv/base.stamp
 	@$(BIN)/community run adders $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: install
 	@$(BIN)/python -m pytest -m slow $(ARGS)
