@@ -136,7 +136,8 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
 }
 
 /* A tile is some rows by one panel of floats: every weight that is loaded serves all its rows, from
- * registers. */
+ * registers. Meanwhile it fetches its share of the weights that come next, `pace` bytes an input:
+ * the first tile of a panel would wait for each line of it. */
 #define ONE(f) f(0)
 #define TWO(f) f(0) f(1)
 #define FOUR(f) TWO(f) f(2) f(3)
@@ -156,9 +157,11 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
     static void name(GLOBAL const float *x, int x_p, int inputs, GLOBAL const float *bias,      \
-                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add) {            \
+                     GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
+                     GLOBAL const u8 *ahead, int pace) {                                        \
         EACH(OPEN)                                                                              \
-        for (int i = 0; i < inputs; i++) {                                                      \
+        for (int i = 0; i < inputs; i++, ahead += pace) {                                       \
+            FETCH(ahead);                                                                       \
             vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
             EACH(TAKE)                                                                          \
         }                                                                                       \
@@ -309,10 +312,13 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
             int deep = inputs - i < NEAR ? inputs - i : NEAR, from = i ? SUM : add, r = 0;
             GLOBAL const u8 *part = panel + panel_bytes(m->kind, i);
             GLOBAL const float *floats = FLOATS_AT(part);
+            GLOBAL const u8 *ahead = part + panel_bytes(m->kind, deep);
+            int each = (panel_bytes(m->kind, deep) / deep + rows - 1) / rows; /* row and input */
             if (m->kind != FLOAT32) unpack(part, m->kind, deep, m->panel), floats = m->panel;
 #define WHILE(n, tile)                                                                          \
     for (; r + n <= rows; r += n)                                                               \
-        tile(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o, y_p, from);
+        tile(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o, y_p, from, \
+             ahead + (i64)r * each * deep, n * each);
             FULL_TILE()
             WHILE(4, tile_of_4)
             WHILE(2, tile_of_2)

@@ -58,5 +58,6 @@ typedef int32_t veci __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 #else
 #define ALL(s) ((s) - (vec){0})                  /* `(vec){} + s` halves gcc's speed */
 #endif
+#define FETCH(p) __builtin_prefetch(p, 0, 2)     /* the line at p comes as near as the second level */
 
 #endif
