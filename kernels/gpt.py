@@ -236,6 +236,7 @@ class LanguageModel:
         each = _token_floats(self.layout) * span
         few = FEW if self.weights.numel() <= 4 * NEAR else ROWS
         most = max(1, min(ROWS, max(few, NEAR // each), CACHE // each))
+        most -= most % TILE if most > TILE else 0  # what is left over would fill no tile
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
         slots = min(most, TILE * math.ceil(len(order) / count / TILE))
