@@ -210,7 +210,7 @@ def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Part
 def _routed_elsewhere(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
     """By routing.cu if it can, or else in plain torch."""
     n, e = logits.shape
-    gpu = router(logits.device, e, n * k) if logits.dtype == torch.float32 else None
+    gpu = router(logits.device, e, k, n * k) if logits.dtype == torch.float32 else None
     if gpu is None:
         weights, experts = _chosen(logits, bias, k, sigmoid)
         return weights, experts, *_sorted(experts, e)
@@ -250,7 +250,7 @@ _own = _Own()
 def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     run = kernels("routing") if experts.is_cpu else None
     if run is None or experts.numel() >= 2**31:
-        gpu = router(experts.device, count, experts.numel())
+        gpu = router(experts.device, count, experts.shape[1], experts.numel())
         if gpu is None:
             return _sorted(experts, count)
         found, wrong = gpu.order(experts, count)

@@ -12,7 +12,7 @@ from torch import Tensor
 from community.kernels.backend import simt
 from community.kernels.build import SimtProgram
 
-EXPERTS = 1024  # at most: their scores lie in shared memory
+MOST = 640  # experts and choices together: with them a block needs less than 48 KiB
 ONE = 1024  # pairs that one block sorts in one launch
 EACH = 512  # pairs, about, of each block where there are more
 
@@ -34,10 +34,13 @@ class Router:
         n, e = logits.shape
         sort = _Sort(self, logits.new_empty(n, k, dtype=torch.int64), e, k)
         weights, bias = logits.new_empty(n, k), None if bias is None else bias.contiguous()
-        room = self.threads + self.lines * (e + k) + sort.room
         given = (logits.contiguous(), bias, weights, sort.experts)
-        sort.run("route", *given, more=(k, int(sigmoid)), room=room)
+        sort.run("route", *given, more=(k, int(sigmoid)), room=self.room(sort, k))
         return weights, sort.experts, *sort.finished(bias)
+
+    def room(self, sort: _Sort, k: int) -> int:
+        """Floats of shared memory that `route` needs."""
+        return self.threads + self.lines * (sort.count + k) + sort.room
 
     def order(self, experts: Tensor, count: int) -> tuple[Order, int]:
         """The order of experts (N, k), and what is wrong: 1 for an expert that is none."""
@@ -93,9 +96,9 @@ class _Sort:
         return (self.order, self.place, self.offsets), int(self.counts[-1, 0])
 
 
-def router(device: torch.device, experts: int, pairs: int) -> Router | None:
+def router(device: torch.device, experts: int, k: int, pairs: int) -> Router | None:
     """Who routes so many pairs on a device; None where others are to compute."""
-    if experts > EXPERTS or not 0 < pairs < 2**31:
+    if experts + k > MOST or not 0 < pairs < 2**31:
         return None
     threads = 512 if device.type == "cuda" else 64
     program = simt("routing", device.type, f"-DTHREADS={threads}")

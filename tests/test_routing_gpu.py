@@ -9,9 +9,10 @@ from cuda_emulator import emulated
 from torch import Tensor
 
 from community.kernels.build import BuildError, simt_program
+from community.kernels.cuda import PLENTY
 from community.kernels.dispatch import combine, dispatch
 from community.kernels.routing import Route, arranged, reference, route
-from community.kernels.routing_gpu import EACH, ONE, Router, router
+from community.kernels.routing_gpu import EACH, MOST, ONE, Router, _Sort, router
 
 # tokens, experts, choices: one block and several, whole lines of threads and parts of one
 SIZES = [(1, 1, 1), (3, 5, 5), (40, 8, 2), (33, 70, 9), (64, 64, 8), (150, 40, 40), (700, 8, 2)]
@@ -21,7 +22,7 @@ SIZES = [(1, 1, 1), (3, 5, 5), (40, 8, 2), (33, 70, 9), (64, 64, 8), (150, 40, 4
 def made(request: pytest.FixtureRequest) -> tuple[Router, str]:
     if request.param == "cuda":
         request.getfixturevalue("gpu")
-        found = router(torch.device("cuda"), 8, 8)
+        found = router(torch.device("cuda"), 8, 2, 8)
         assert found is not None
         return found, "cuda"
     try:
@@ -64,6 +65,15 @@ def test_it_is_the_reference(
 def test_there_are_sizes_for_one_block_and_for_several() -> None:
     pairs = [n * k for n, _, k in SIZES]
     assert min(pairs) < EACH < ONE < max(pairs)
+
+
+@pytest.mark.parametrize("k", [1, 8, 100, MOST // 2])
+def test_every_gpu_has_the_shared_memory(k: int, made: tuple[Router, str]) -> None:
+    """With the most experts that `router` lets through, and as many threads as on a GPU."""
+    ours, count = Router(made[0].program, 512), MOST - k
+    for n in (1, 700):
+        sort = _Sort(ours, torch.zeros(n, k, dtype=torch.int64), count, k)
+        assert 4 * ours.room(sort, k) <= PLENTY
 
 
 def test_the_lower_expert_is_first_among_equals(made: tuple[Router, str]) -> None:
