@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 import torch
 
 from community.errors import unknown
-from community.kernels import cuda
+from community.kernels import build, cuda
 from community.kernels.build import (
     BuildError,
     Program,
@@ -80,6 +81,19 @@ def kernels(name: str) -> Program | None:
         return program(name, chosen)
     except BuildError as error:
         warn_once(f"{name} runs on plain torch ({error})")
+        return None
+
+
+@cache
+def operations(name: str) -> Any | None:
+    """The operations that `name`.c adds to torch (see operations.h); None where OpenCL or plain
+    torch is to compute, or torch does not take them: then `kernels` is called by ctypes."""
+    if backend("cpu")[0] != "c":
+        return None
+    try:
+        return build.operations(name)
+    except BuildError as error:
+        warn_once(f"{name} is called in a slower way ({error})")
         return None
 
 

@@ -93,6 +93,19 @@ def program(name: str, backend: str) -> Program:
 
 
 @cache_calls
+def operations(name: str, flags: tuple[str, ...] = ()) -> Any:
+    """What `name`.c adds to torch (see operations.h), by name. Raises BuildError."""
+    torchs = Path(torch.__file__).parent / "lib"
+    try:
+        library = ctypes.CDLL(str(compiled(name, (*flags, f"-L{torchs}", "-ltorch_cpu"))))
+    except OSError as error:
+        raise BuildError(f"{name} does not load: {error}") from error
+    if library.join():
+        raise BuildError(f"torch does not take the operations of {name}")
+    return torch.ops.community_c
+
+
+@cache_calls
 def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
     """The kernels of `name`.cu by OpenCL on the processor. Raises BuildError."""
     if find_spec("pyopencl") is None:
@@ -160,7 +173,7 @@ def _written(target: Path, make: Callable[[Path], None]) -> Path:
 
 def _compile(command: str, flags: tuple[str, ...], name: str, part: Path) -> None:
     source = SOURCES / f"{name}.c"
-    call = [command, *flags, f"-I{SOURCES}", str(source), "-o", str(part), "-lm"]
+    call = [command, f"-I{SOURCES}", str(source), *flags, "-o", str(part), "-lm"]
     try:
         done = subprocess.run(call, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from community.kernels.backend import kernels
+from community.kernels.backend import kernels, operations
 from community.kernels.build import lanes
 from community.kernels.routing_gpu import router
 from community.kernels.tracing import Operation, plain, remember, traced
 
 SCORINGS = ("softmax", "sigmoid")
+OUT_OF_MEMORY = 3  # as in operations.h
 _HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (*_HALVES, torch.float32, torch.float64)
 
@@ -149,8 +150,16 @@ def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
         raise ValueError(f"bias is on {bias.device} and logits on {logits.device}")
 
 
-def _unfit(what: str) -> ValueError:
+def _unfit(fault: int) -> Exception:
+    """What the sources say is wrong with numbers: 1 with the logits, 2 with the bias."""
+    if fault == OUT_OF_MEMORY:
+        return MemoryError("there is no memory for the route")
+    what = "bias" if fault == 2 else "logits"
     return ValueError(f"{what} must be finite: there is NaN or infinity")
+
+
+def _stray(count: int) -> ValueError:
+    return ValueError(f"experts must lie between 0 and {count - 1}")
 
 
 # -- choosing --------------------------------------------------------------------------
@@ -159,11 +168,11 @@ def _unfit(what: str) -> ValueError:
 def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
     """Weights and experts (N, k), by a stable sort."""
     if not traced(logits) and not logits.isfinite().all():
-        raise _unfit("logits")
+        raise _unfit(1)
     keys = logits.detach()
     if bias is not None:
         if not traced(bias) and not bias.isfinite().all():
-            raise _unfit("bias")
+            raise _unfit(2)
         keys = (keys.sigmoid() if sigmoid else keys.softmax(-1)) + bias
     order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
     experts = order[:, :k].contiguous()
@@ -176,7 +185,7 @@ def _sorted(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """order, place and offsets."""
     flat = experts.reshape(-1)
     if flat.numel() and not traced(flat) and bool(((flat < 0) | (flat >= count)).any()):
-        raise ValueError(f"experts must lie between 0 and {count - 1}")
+        raise _stray(count)
     order = torch.sort(flat, stable=True).indices
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
@@ -189,10 +198,17 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
-    run = kernels("routing") if logits.is_cpu else None
     n, e = logits.shape
+    run = kernels("routing") if logits.is_cpu else None
     if run is None or logits.dtype != torch.float32 or n * k >= 2**31:
         return _routed_elsewhere(logits, bias, k, sigmoid)
+    if quick := operations("routing_torch"):
+        x = logits.contiguous()
+        steer = x if bias is None else bias.contiguous()
+        found = quick.route.default(x, steer, bias is not None, k, sigmoid)
+        if found[5]:
+            raise _unfit(found[5])
+        return found[:5]
     fault, room = _own.fault, _own.floats((e + 2 * (k + _AT_ONCE)) * lanes())
     weights, whole = logits.new_empty(n, k), fault.new_empty
     experts, order, place, offsets = whole(n, k), whole(n * k), whole(n, k), whole(e + 1)
@@ -203,7 +219,7 @@ def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Part
         items=1,
     )
     if fault.item():
-        raise _unfit("bias" if fault.item() == 2 else "logits")
+        raise _unfit(int(fault.item()))
     return weights, experts, order, place, offsets
 
 
@@ -216,7 +232,7 @@ def _routed_elsewhere(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool
         return weights, experts, *_sorted(experts, e)
     weights, experts, order, fault = gpu.route(logits, bias, k, sigmoid)
     if fault:
-        raise _unfit("bias" if fault == 2 else "logits")
+        raise _unfit(fault)
     for pairs in order[:2]:  # what moves rows by them need not look at them again
         remember(pairs, n * k)
     return weights, experts, *order
@@ -255,8 +271,13 @@ def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
             return _sorted(experts, count)
         found, wrong = gpu.order(experts, count)
         if wrong:
-            raise ValueError(f"experts must lie between 0 and {count - 1}")
+            raise _stray(count)
         return found
+    if quick := operations("routing_torch"):
+        sort = quick.route_sort.default(experts.contiguous(), count)
+        if sort[3]:
+            raise _unfit(sort[3]) if sort[3] == OUT_OF_MEMORY else _stray(count)
+        return sort[:3]
     fault, pairs = _own.fault, experts.numel()
     order, place, offsets = (experts.new_empty(s) for s in (pairs, experts.shape, count + 1))
     run(
@@ -265,7 +286,7 @@ def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         items=1,
     )
     if fault.item():
-        raise ValueError(f"experts must lie between 0 and {count - 1}")
+        raise _stray(count)
     return order, place, offsets
 
 
@@ -283,9 +304,15 @@ def _(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
 def _unrouted(
     grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
 ) -> Tensor:
-    run = kernels("routing") if logits.is_cpu else None
+    run = kernels("routing") if logits.is_cpu and logits.dtype == torch.float32 else None
+    if run and (quick := operations("routing_torch")):
+        given = (grad.contiguous(), weights, experts, logits.contiguous())
+        found, wrong = quick.route_backward.default(*given, sigmoid)
+        if wrong:
+            raise _unfit(wrong)
+        return found
     out = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    if run is None or logits.dtype != torch.float32:
+    if run is None:
         slopes = weights * (grad - (grad * weights).sum(-1, keepdim=True))
         if sigmoid:
             slopes = slopes * torch.sigmoid(-logits.gather(-1, experts))

@@ -35,10 +35,10 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels, chosen.simt):
+    for cached in (chosen.backend, chosen.kernels, chosen.operations, chosen.simt):
         cached.cache_clear()
     yield name
-    for cached in (chosen.backend, chosen.kernels, chosen.simt):
+    for cached in (chosen.backend, chosen.kernels, chosen.operations, chosen.simt):
         cached.cache_clear()
 
 
@@ -321,28 +321,53 @@ def test_bad_input_of_the_moves(compiled: str) -> None:
             call()
 
 
+def test_a_torch_that_takes_no_operations_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if compiler() is None:
+        pytest.skip("no C compiler")
+    logits = made((33, 9, 3))
+    quick = [route(logits, 3, bias, "sigmoid") for bias in (None, torch.arange(9.0))]
+
+    def refused(name: str) -> None:
+        raise BuildError("undefined symbol")
+
+    monkeypatch.setattr(chosen.build, "operations", refused)
+    chosen.operations.cache_clear()
+    with pytest.warns(RuntimeWarning, match="slower way .undefined symbol"):
+        slow = [route(logits, 3, bias, "sigmoid") for bias in (None, torch.arange(9.0))]
+    chosen.operations.cache_clear()
+    for a, b in zip(quick, slow, strict=True):
+        assert all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
 SANITIZED = """
 import torch
 import test_routing as t
 from community.kernels import dispatch, routing
-from community.kernels.build import CProgram
-program = CProgram("routing", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+from community.kernels.build import CProgram, operations
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+program, quick = CProgram("routing", flags), operations("routing_torch", flags)
 routing.kernels = dispatch.kernels = lambda name: program
 for n, e, k in [(0, 3, 1), (1, 1, 1), (33, 5, 5), (40, 70, 23), (17, 9, 8), (16, 64, 2)]:
-    for scoring in routing.SCORINGS:
-        for bias in (None, torch.randn(e)):
-            logits = t.made((n, e, k)).requires_grad_()
-            found = routing.route(logits, k, bias, scoring)
-            found.weights.sum().backward()
+    for way in (None, quick):
+        routing.operations = lambda name: way
+        for scoring in routing.SCORINGS:
+            for bias in (None, torch.randn(e)):
+                logits = t.made((n, e, k)).requires_grad_()
+                found = routing.route(logits, k, bias, scoring)
+                found.weights.sum().backward()
     for d, dtype in [(1, torch.float32), (37, torch.bfloat16), (64, torch.float32)]:
         x, rows = torch.randn(n, d).to(dtype), torch.randn(n * k, d).to(dtype)
         leaves = [y.detach().requires_grad_() for y in (x, rows, found.weights)]
         t.moved(*leaves[:2], found, leaves[2], False)
 for bad in (-1, 5, 2**40):
-    try:
-        routing.arranged(torch.tensor([[bad]]), torch.ones(1, 1), 5)
-    except ValueError:
-        pass
+    for way in (None, quick):
+        routing.operations = lambda name: way
+        try:
+            routing.arranged(torch.tensor([[bad]]), torch.ones(1, 1), 5)
+        except ValueError:
+            pass
 print("clean")
 """
 
