@@ -79,7 +79,7 @@ def entmax_attention(
     if mask is not None:
         mask = added(mask, wide[0].dtype)
     if lengths is not None:
-        lengths = lengths.to(torch.int32)
+        lengths = lengths.to(torch.int32).contiguous()
     out, _ = _attention(*wide, by, mask, lengths, causal, alpha)
     return out.to(q.dtype)
 
