@@ -229,6 +229,16 @@ def test_equal_keys_share(device: str, alpha: float) -> None:
     torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(out))
 
 
+@pytest.mark.parametrize("slow", [0, 9, 15, 40])
+def test_a_block_waits_for_its_slowest_query(device: str, slow: int) -> None:
+    """All others see every key alike, and have their thresholds after two passes."""
+    q, k, v, one = make((1, 1, 1, 41, 140, 8, 8))
+    q[0, 0, torch.arange(41) != slow] = 0
+    out = entmax_attention(*(x.to(device) for x in (q, k, v)))
+    truth = plain(*(x.double() for x in (q, k, v)), one.double() * 0 + 1, 1.5, causal=False)
+    torch.testing.assert_close(out.cpu().double(), truth, atol=1e-5, rtol=0)
+
+
 def test_it_is_the_same_again(device: str) -> None:
     inputs = make((1, 1, 2, 70, 90, 8, 8))
     options = {"causal": True, "alpha": 1.5}
@@ -252,15 +262,23 @@ def test_opcheck(device: str, alpha: float) -> None:
 
 
 def test_simt_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """COMMUNITY_KERNELS=simt takes what is public here, and asks nobody else."""
     try:
         simt_program("probe")
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", "simt")
+    monkeypatch.delattr(module, "_program")
     caches = (chosen.backend, chosen.kernels, chosen.simt)
     for cached in caches:
         cached.cache_clear()
-    q = torch.randn(1, 1, 3, 8)
-    assert entmax_gpu.takes(q, q, None) and entmax_gpu.rows(q, 1.5) is not None
+    q = make((1, 1, 1, 3, 5, 8, 8))[0].requires_grad_()
+    for alpha in ALPHAS:
+        out = entmax_attention(q, q, q, alpha=alpha)
+        found = [out, weigh(alpha)(q)]
+        expected = [plain(q, q, q, torch.ones(1), alpha, causal=False), reference(q, alpha)]
+        gradients = [torch.autograd.grad(x[0].sum(), q)[0] for x in (found, expected)]
+        for a, b in [*zip(found, expected, strict=True), gradients]:
+            torch.testing.assert_close(a, b)
     for cached in caches:
         cached.cache_clear()
