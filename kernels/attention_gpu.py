@@ -154,12 +154,18 @@ def tiling(q: Tensor, v: Tensor, backward: bool, masked: bool) -> Tiling:
         cores = tensor_cores(q.device)
         if cores:
             return (_hopper if cores >= (9, 0) else _tensor)(d, q.dtype, backward, masked)
-    width = next(w for w in WIDTHS if w >= max(d, dv))
     stored = torch.float32 if q.dtype == torch.float16 else q.dtype
+    return without_cores("attention", max(d, dv), stored, backward)
+
+
+@cache
+def without_cores(source: str, widest: int, stored: torch.dtype, backward: bool) -> Tiling:
+    """That of a source with simt_tiles.h, for queries, keys and values of a width up to 256."""
+    width = next(w for w in WIDTHS if w >= widest)
     rows = (16 if backward else 32) if width > 128 else 32 if width > 64 and backward else 64
     columns = min(rows, 32) if backward else rows
     room = (1 + backward) * ((rows + columns) * (width + 4) + rows * (columns + 4))
-    return Tiling("attention", _flags(width, stored, backward), stored, 256, rows, room)
+    return Tiling(source, _flags(width, stored, backward), stored, 256, rows, room)
 
 
 @cache

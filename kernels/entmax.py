@@ -2,9 +2,10 @@
 
 Martins and Astudillo 2016 (sparsemax), Peters, Niculae and Martins 2019 (entmax). Both are
 max(0, ((a - 1) x - tau)) ^ (1 / (a - 1)) with a = 2 or 1.5 and the threshold tau that makes the
-sum 1. `reference` finds tau by sorting; entmax.c (C or OpenCL) by a few passes that are exact as
-well, and its attention computes nothing for keys that are not chosen. Gradients need the result,
-or tau, alone. On a GPU and in float64 plain torch computes.
+sum 1. `reference` finds tau by sorting; entmax.c (C or OpenCL) and entmax.cu (on a GPU) by a few
+passes that are exact as well. Attention by entmax.c computes nothing for keys that are not chosen,
+by entmax.cu it keeps no scores. Gradients need the result, or tau, alone. In float64 plain torch
+computes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import torch
 from torch import Tensor
 
+from community.kernels import entmax_gpu
 from community.kernels.attention import (
     added,
     check,
@@ -79,7 +81,7 @@ def entmax_attention(
     if mask is not None:
         mask = added(mask, wide[0].dtype)
     if lengths is not None:
-        lengths = lengths.to(torch.int32)
+        lengths = lengths.to(torch.int32).contiguous()
     out, _ = _attention(*wide, by, mask, lengths, causal, alpha)
     return out.to(q.dtype)
 
@@ -108,6 +110,9 @@ def _check_alpha(alpha: float) -> None:
 
 @torch.library.custom_op("community::entmax", mutates_args=())
 def _operation(x: Tensor, alpha: float) -> Tensor:
+    found = entmax_gpu.rows(x, alpha)
+    if found is not None:
+        return found
     run = _program(x)
     if run is None or not x.numel() or x.numel() >= 2**31:
         return reference(x, alpha).contiguous()
@@ -171,6 +176,8 @@ def _attention(
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
     """(B, H, Tq, Dv), and the thresholds (B, H, Tq) of the scores below the highest."""
+    if entmax_gpu.takes(q, v, mask):
+        return entmax_gpu.forward(q, k, v, factor, mask, lengths, causal, alpha)
     run = _program(q, mask)
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
@@ -204,6 +211,8 @@ def _attention_backward(
     alpha: float,
     t: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if entmax_gpu.takes(q, v, mask):
+        return entmax_gpu.backward(go, q, k, v, factor, mask, lengths, causal, alpha, t)
     run = _program(q, mask)
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)

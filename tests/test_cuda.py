@@ -17,9 +17,14 @@ from community.kernels import backend as chosen
 from community.kernels import build, cuda, gpt_gpu
 from community.kernels.attention_gpu import TENSOR_WIDTHS, WIDTHS, _hopper
 from community.kernels.build import SOURCES, BuildError
+from community.kernels.entmax_gpu import _sharing
 
 GPUS = (80, 90, 100)
 ATTENTION = [("attention_forward",), ("attention_queries", "attention_keys")]
+ENTMAX = [
+    ("entmax_thresholds", "entmax_forward"),
+    ("entmax_means", "entmax_queries", "entmax_keys"),
+]
 
 
 def attentions(widths: tuple[int, ...], stored: tuple[int, ...]) -> list[Any]:
@@ -34,6 +39,10 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     "probe": [((), ("scale",))],
     "gpt": [((), ("generate", "score"))],
     "attention": attentions(WIDTHS, (0, 1)),
+    "entmax": [
+        *((flags, ENTMAX[n % 2]) for n, (flags, _) in enumerate(attentions(WIDTHS, (0,)))),
+        *((_sharing(n)[0], ("entmax_rows",)) for n in (1, 1024, 8192, 8193)),
+    ],
     "routing": [(("-DTHREADS=512",), ("route", "route_counts", "route_starts", "route_places"))],
     "attention_tensor": attentions(TENSOR_WIDTHS, (1, 2)),
     "attention_hopper": [

@@ -150,6 +150,13 @@ def test_a_query_that_sees_nothing_gives_zeros(compiled: str) -> None:
     assert not entmax_attention(q, k, v, mask=hidden).any()
 
 
+def test_lengths_may_be_every_second_number(compiled: str) -> None:
+    q, k, v, _ = make((2, 1, 1, 5, 6, 8, 8))
+    lengths = torch.tensor([2, 6, 5, 1], dtype=torch.int32)[::2]
+    found = entmax_attention(q, k, v, lengths=lengths)
+    torch.testing.assert_close(found, entmax_attention(q, k, v, lengths=lengths.clone()))
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_a_mask_that_learns(alpha: float) -> None:
     q, k, v, _ = make((1, 1, 2, 5, 6, 8, 8))
