@@ -19,6 +19,7 @@ from torch import Tensor
 from community.kernels.build import SOURCES, Argument, BuildError, lanes
 
 _NUMBERS = {int: np.int32, bool: np.int32, float: np.float32}
+_TENSORS = {Tensor, torch.nn.Parameter}
 _IN_PLACE = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
 FLAGS = ("-cl-std=CL1.2", "-cl-mad-enable", "-w")
 
@@ -39,7 +40,9 @@ class _Compiled:
     def launch(self, kernel: str, arguments: tuple[Any, ...], size: int, group: int) -> None:
         """Run `size` work items in groups of `group`, and wait for them."""
         found = self._kernels.get(kernel) or self._typed(kernel, arguments)
-        passed = [self._buffer(x) if isinstance(x, Tensor) else x for x in arguments]
+        passed = [
+            _buffer(x.data_ptr(), x.nbytes) if type(x) in _TENSORS else x for x in arguments
+        ]
         found.set_args(*passed)  # which does not keep them
         cl.enqueue_nd_range_kernel(self.queue, found, (size,), (group,)).wait()
 
@@ -49,13 +52,15 @@ class _Compiled:
         found.set_scalar_arg_dtypes([_NUMBERS.get(type(x)) for x in arguments])
         return found
 
-    def _buffer(self, value: Tensor) -> Any:
-        """The tensor's own memory, which is not copied."""
-        count = value.numel() * value.element_size()
-        if not count:
-            return None
-        memory = (ctypes.c_char * count).from_address(value.data_ptr())
-        return cl.Buffer(self.context, _IN_PLACE, hostbuf=memory)
+
+@lru_cache(maxsize=4096)
+def _buffer(address: int, count: int) -> Any:
+    """A tensor's own memory, which is not copied. Making this anew for each tensor took half of a
+    short call; another tensor that comes to lie at the same place is as well served by it."""
+    if not count:
+        return None
+    memory = (ctypes.c_char * count).from_address(address)
+    return cl.Buffer(_queue()[0], _IN_PLACE, hostbuf=memory)
 
 
 def _wide(source: str) -> str:
@@ -72,10 +77,10 @@ class ClProgram(_Compiled):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name}.c", (f"-DLANES={lanes()}",))
+        self.units: int = self.context.devices[0].max_compute_units
 
     def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
-        units = min(max(items, 1), self.context.devices[0].max_compute_units)
-        self.launch(kernel, (*arguments, items), units, 1)
+        self.launch(kernel, (*arguments, items), min(max(items, 1), self.units), 1)
 
 
 class ClSimtProgram(_Compiled):
