@@ -94,7 +94,7 @@ def program(name: str, backend: str) -> Program:
 
 @cache_calls
 def operations(name: str, flags: tuple[str, ...] = ()) -> Any:
-    """What `name`.c adds to torch (see operations.h), by name. Raises BuildError."""
+    """What `name`.c adds to torch (see operations.h): its attributes. Raises BuildError."""
     torchs = Path(torch.__file__).parent / "lib"
     try:
         library = ctypes.CDLL(str(compiled(name, (*flags, f"-L{torchs}", "-ltorch_cpu"))))

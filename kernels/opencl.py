@@ -40,9 +40,7 @@ class _Compiled:
     def launch(self, kernel: str, arguments: tuple[Any, ...], size: int, group: int) -> None:
         """Run `size` work items in groups of `group`, and wait for them."""
         found = self._kernels.get(kernel) or self._typed(kernel, arguments)
-        passed = [
-            _buffer(x.data_ptr(), x.nbytes) if type(x) in _TENSORS else x for x in arguments
-        ]
+        passed = [_buffer(x.data_ptr(), x.nbytes) if type(x) in _TENSORS else x for x in arguments]
         found.set_args(*passed)  # which does not keep them
         cl.enqueue_nd_range_kernel(self.queue, found, (size,), (group,)).wait()
 

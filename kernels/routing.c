@@ -30,7 +30,7 @@ typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias)
 #define PICKI(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
 #define HALVES(p) (*(GLOBAL halves *)(p))
 #define IVEC(p) (*(GLOBAL veci *)(p))
-#define AT_ONCE 8 /* experts that are chosen in one pass */
+#define AT_ONCE 8 /* experts that are chosen in one pass, at most */
 
 /* -- choosing ----------------------------------------------------------------------- */
 
@@ -100,31 +100,49 @@ INLINE void steer(GLOBAL float *x, GLOBAL const float *bias, int experts, int si
 }
 
 /* The next K experts of LANES tokens, best first, after the one in (last, last_expert): keys
- * (experts, LANES) -> found, which (K, LANES). Equal keys: the lower expert first. */
-INLINE void best(GLOBAL const float *keys, int experts, const int K, int first, vec last,
-                 veci last_expert, GLOBAL float *found, GLOBAL int *which) {
-    vec top[AT_ONCE];
-    veci at[AT_ONCE];
-    for (int j = 0; j < K; j++) top[j] = ALL(-INFINITY_F), at[j] = ALLI(0);
-    for (int e = 0; e < experts; e++) {
-        vec key = CVEC(keys + e * LANES);
-        veci expert = ALLI(e);
-        if (!first) {
-            veci later = (key < last) | ((key == last) & (expert > last_expert));
-            key = PICK(later, key, ALL(-INFINITY_F));
-        }
-        veci above = key > top[K - 1];
-        for (int j = K - 1; j > 0; j--) {
-            veci over = key > top[j - 1]; /* then the list moves down by one at j */
-            top[j] = PICK(over, top[j - 1], PICK(above, key, top[j]));
-            at[j] = PICKI(over, at[j - 1], PICKI(above, expert, at[j]));
-            above = over;
-        }
-        top[0] = PICK(above, key, top[0]);
-        at[0] = PICKI(above, expert, at[0]);
+ * (experts, LANES) -> found, which (K, LANES). Equal keys: the lower expert first. The list lies in
+ * named variables, for OpenCL keeps an array in memory. */
+#define PAIR(f) f(0) f(1)
+#define QUAD(f) PAIR(f) f(2) f(3)
+#define OCTET(f) QUAD(f) f(4) f(5) f(6) f(7)
+#define PUSH_1
+#define PUSH_2 PUSH(1, 0)
+#define PUSH_4 PUSH(3, 2) PUSH(2, 1) PUSH_2
+#define PUSH_8 PUSH(7, 6) PUSH(6, 5) PUSH(5, 4) PUSH(4, 3) PUSH_4
+#define OPEN(j)                                                                                 \
+    vec top##j = ALL(-INFINITY_F);                                                              \
+    veci at##j = ALLI(0);
+#define PUSH(j, before)                                                                         \
+    {                                                                                           \
+        veci over = key > top##before; /* then the list moves down by one at j */               \
+        top##j = PICK(over, top##before, PICK(above, key, top##j));                             \
+        at##j = PICKI(over, at##before, PICKI(above, expert, at##j));                           \
+        above = over;                                                                           \
     }
-    for (int j = 0; j < K; j++) VEC(found + j * LANES) = top[j], IVEC(which + j * LANES) = at[j];
-}
+#define CLOSE(j) VEC(found + j * LANES) = top##j, IVEC(which + j * LANES) = at##j;
+#define ITSELF(f) f(0)
+#define BEST(K, EACH, end)                                                                      \
+    INLINE void best_##K(GLOBAL const float *keys, int experts, int first, vec last,            \
+                         veci last_expert, GLOBAL float *found, GLOBAL int *which) {            \
+        EACH(OPEN)                                                                              \
+        for (int e = 0; e < experts; e++) {                                                     \
+            vec key = CVEC(keys + e * LANES);                                                   \
+            veci expert = ALLI(e);                                                              \
+            if (!first) {                                                                       \
+                veci later = (key < last) | ((key == last) & (expert > last_expert));           \
+                key = PICK(later, key, ALL(-INFINITY_F));                                       \
+            }                                                                                   \
+            veci above = key > top##end;                                                        \
+            PUSH_##K                                                                            \
+            top0 = PICK(above, key, top0);                                                      \
+            at0 = PICKI(above, expert, at0);                                                    \
+        }                                                                                       \
+        EACH(CLOSE)                                                                             \
+    }
+BEST(1, ITSELF, 0)
+BEST(2, PAIR, 1)
+BEST(4, QUAD, 3)
+BEST(8, OCTET, 7)
 
 /* The k experts of LANES tokens, AT_ONCE at a time: registers hold no more. */
 INLINE void choose(GLOBAL const float *keys, int experts, int k, GLOBAL float *found,
@@ -134,10 +152,10 @@ INLINE void choose(GLOBAL const float *keys, int experts, int k, GLOBAL float *f
     for (int done = 0; done < k; done += AT_ONCE) {
         GLOBAL float *f = found + done * LANES;
         GLOBAL int *w = which + done * LANES;
-        if (k - done == 1) best(keys, experts, 1, !done, last, last_expert, f, w);
-        else if (k - done == 2) best(keys, experts, 2, !done, last, last_expert, f, w);
-        else if (k - done <= 4) best(keys, experts, 4, !done, last, last_expert, f, w);
-        else best(keys, experts, AT_ONCE, !done, last, last_expert, f, w);
+        if (k - done == 1) best_1(keys, experts, !done, last, last_expert, f, w);
+        else if (k - done == 2) best_2(keys, experts, !done, last, last_expert, f, w);
+        else if (k - done <= 4) best_4(keys, experts, !done, last, last_expert, f, w);
+        else best_8(keys, experts, !done, last, last_expert, f, w);
         last = CVEC(f + (AT_ONCE - 1) * LANES);
         last_expert = IVEC(w + (AT_ONCE - 1) * LANES);
     }

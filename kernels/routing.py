@@ -199,8 +199,9 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
     n, e = logits.shape
-    run = kernels("routing") if logits.is_cpu else None
-    if run is None or logits.dtype != torch.float32 or n * k >= 2**31:
+    mine = logits.is_cpu and logits.dtype == torch.float32 and n * k < 2**31
+    run = kernels("routing") if mine else None
+    if run is None:
         return _routed_elsewhere(logits, bias, k, sigmoid)
     if quick := operations("routing_torch"):
         x = logits.contiguous()

@@ -8,22 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.weak import WeakIdKeyDictionary
+
+_UNTRACED = (Tensor, torch.nn.Parameter)
 
 
 def traced(x: Tensor) -> bool:
     """Whether x has no values yet: it is being traced."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+    return type(x) not in _UNTRACED or is_compiling()
 
 
 def plain(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or traces: then a function is called in place of its operation,
     whose call alone costs as much as routing 500 tokens."""
     learning = torch.is_grad_enabled()
-    for x in tensors:  # noqa: SIM110  (a generator takes longer than what it asks)
-        if (learning and x.requires_grad) or traced(x):
+    for x in tensors:  # a generator takes longer than what it asks
+        if (learning and x.requires_grad) or type(x) not in _UNTRACED:
             return False
-    return True
+    return not is_compiling()
 
 
 class Operation:
