@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes
+from community.kernels.tracing import Operation, plain
 
 _HALVES = (torch.float16, torch.bfloat16)
 ALPHAS = (1.5, 2.0)
@@ -82,14 +84,15 @@ def entmax_attention(
         mask = added(mask, wide[0].dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
-    out, _ = _attention(*wide, by, mask, lengths, causal, alpha)
+    compute = ATTENTION.of(*wide, by)
+    out, _ = compute(*wide, by, mask, lengths, causal, alpha)
     return out.to(q.dtype)
 
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
     _check(x, alpha)
     wide = x.float() if x.dtype in _HALVES else x
-    return _operation(wide, alpha).to(x.dtype)
+    return ROWS.of(wide)(wide, alpha).to(x.dtype)
 
 
 def _check(x: Tensor, alpha: float) -> None:
@@ -108,8 +111,7 @@ def _check_alpha(alpha: float) -> None:
 # -- rows ------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("community::entmax", mutates_args=())
-def _operation(x: Tensor, alpha: float) -> Tensor:
+def _computed(x: Tensor, alpha: float) -> Tensor:
     found = entmax_gpu.rows(x, alpha)
     if found is not None:
         return found
@@ -131,19 +133,24 @@ def _program(x: Tensor, mask: Tensor | None = None) -> Program | None:
     return kernels("entmax") if x.dtype == torch.float32 and x.device.type == "cpu" else None
 
 
-@_operation.register_fake
+_rows = torch.library.custom_op("community::entmax", _computed, mutates_args=())
+
+
+@_rows.register_fake
 def _(x: Tensor, alpha: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("community::entmax_backward", mutates_args=())
-def _operation_backward(go: Tensor, y: Tensor, alpha: float) -> Tensor:
+def _learnt(go: Tensor, y: Tensor, alpha: float) -> Tensor:
     slope = (y > 0).to(y.dtype) if alpha == 2.0 else y.sqrt()
     total = slope.sum(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
     return (slope * (go - (go * slope).sum(-1, keepdim=True) / total)).contiguous()
 
 
-@_operation_backward.register_fake
+_rows_backward = torch.library.custom_op("community::entmax_backward", _learnt, mutates_args=())
+
+
+@_rows_backward.register_fake
 def _(go: Tensor, y: Tensor, alpha: float) -> Tensor:
     return y.new_empty(y.shape)
 
@@ -155,17 +162,18 @@ def _keep(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # type: i
 
 def _differentiate(ctx, go: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
     (y,) = ctx.saved_tensors
-    return _operation_backward(go, y, ctx.alpha), None
+    # a graph of gradients is not written for: the custom op says so
+    back: Any = _learnt if plain(go, y) else _rows_backward
+    return back(go, y, ctx.alpha), None
 
 
-_operation.register_autograd(_differentiate, setup_context=_keep)
+ROWS = Operation(_rows, _computed, _keep, _differentiate)
 
 
 # -- attention -------------------------------------------------------------------------
 
 
-@torch.library.custom_op("community::entmax_attention", mutates_args=())
-def _attention(
+def _attended(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -193,13 +201,15 @@ def _attention(
     return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
 
 
+_attention = torch.library.custom_op("community::entmax_attention", _attended, mutates_args=())
+
+
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
 
 
-@torch.library.custom_op("community::entmax_attention_backward", mutates_args=())
-def _attention_backward(
+def _unattended(
     go: Tensor,
     q: Tensor,
     k: Tensor,
@@ -217,7 +227,7 @@ def _attention_backward(
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
         p = _weights(shifted, t.unsqueeze(-1), alpha)
-        ds = _operation_backward(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
+        ds = _learnt(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
         gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
         gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
         return ds @ shared(k, q), gk, gv
@@ -245,6 +255,11 @@ def _attention_backward(
     return gq, gk, gv
 
 
+_attention_backward = torch.library.custom_op(
+    "community::entmax_attention_backward", _unattended, mutates_args=()
+)
+
+
 @_attention_backward.register_fake
 def _(
     _go: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: object
@@ -260,14 +275,16 @@ def _keep_attention(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[
 
 def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
     *tensors, t = ctx.saved_tensors
-    gq, gk, gv = _attention_backward(go, *tensors, ctx.causal, ctx.alpha, t)
+    given = [x for x in tensors if x is not None]
+    back: Any = _unattended if plain(go, *given) else _attention_backward
+    gq, gk, gv = back(go, *tensors, ctx.causal, ctx.alpha, t)
     q, factor, gf = tensors[0], tensors[3], None
     if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
         gf = (q * gq).sum((0, 2, 3)) / factor
     return gq, gk, gv, gf, None, None, None, None
 
 
-_attention.register_autograd(_differentiate_attention, setup_context=_keep_attention)
+ATTENTION = Operation(_attention, _attended, _keep_attention, _differentiate_attention)
 
 
 def _call(

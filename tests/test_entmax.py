@@ -199,7 +199,7 @@ def test_gradcheck_and_opcheck(alpha: float) -> None:
     torch.autograd.gradcheck(lambda x: reference(x, alpha), [x])
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         row = x.detach().to(dtype).requires_grad_()
-        torch.library.opcheck(module._operation, (row, alpha))
+        torch.library.opcheck(module._rows, (row, alpha))
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -268,7 +268,7 @@ for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 70, 24, 16), (1, 2, 1, 70, 33
             for more in ({}, {"mask": mask}, {"lengths": one}):
                 options = {"causal": causal, "alpha": alpha, **more}
                 t.results(t.entmax_attention, inputs, torch.float32, **options)
-        t.module._operation(torch.randn(3, sizes[4]), alpha)
+        t.module._rows(torch.randn(3, sizes[4]), alpha)
 print("clean")
 """
 

@@ -251,7 +251,7 @@ def test_it_is_the_same_again(device: str) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_opcheck(device: str, alpha: float) -> None:
     made = [x.to(device).requires_grad_() for x in make((2, 1, 2, 4, 5, 3, 2))]
-    torch.library.opcheck(module._operation, (made[0], alpha))
+    torch.library.opcheck(module._rows, (made[0], alpha))
     mask = torch.randn(1, 1, 4, 5, device=device)
     lengths = torch.tensor([3, 5], dtype=torch.int32, device=device)
     asked = (*made, mask, lengths, True, alpha)
