@@ -1,7 +1,7 @@
 /* Lossless weights: decoding block by block, and the checksum. Layout: lossless.py. */
 #include "items.h"
 
-#if !defined(__OPENCL_VERSION__) && defined(__BMI2__)
+#if !defined(__OPENCL_VERSION__) && (defined(__BMI2__) || defined(__AVX2__))
 #include <immintrin.h>
 #endif
 
@@ -70,18 +70,20 @@ INLINE void look_up(u64 k0, u64 k1, u64 k2, u64 k3, GLOBAL const u8 *restrict ta
     code = _mm512_or_si512(code, _mm512_maskz_set1_epi8(k3, 8));
     __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
     _mm512_storeu_si512(e, _mm512_shuffle_epi8(all, code));
-#elif !defined(__OPENCL_VERSION__) && defined(__BMI2__)
-    const u64 each = 0x0101010101010101;
-    __m128i all = _mm_loadu_si128((const __m128i *)table);
-    for (int i = 0; i < 64; i += 16) {
-        u64 half[2];
-        for (int h = 0; h < 2; h++) {
-            int by = i + 8 * h;
-            half[h] = _pdep_u64(k0 >> by, each) | _pdep_u64(k1 >> by, each) << 1 |
-                      _pdep_u64(k2 >> by, each) << 2 | _pdep_u64(k3 >> by, each) << 3;
+#elif !defined(__OPENCL_VERSION__) && defined(__AVX2__)
+    u64 planes[4] = {k0, k1, k2, k3};
+    __m256i bit = _mm256_set1_epi64x(0x8040201008040201);
+    __m256i owner = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
+                                      0x0101010101010101, 0);
+    __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    for (int i = 0; i < 64; i += 32) {
+        __m256i code = _mm256_setzero_si256();
+        for (int p = 3; p >= 0; p--) { /* a set bit is -1: code = 2 code - bit */
+            __m256i mine = _mm256_shuffle_epi8(_mm256_set1_epi32((int)(planes[p] >> i)), owner);
+            __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(mine, bit), bit);
+            code = _mm256_sub_epi8(_mm256_add_epi8(code, code), set);
         }
-        __m128i code = _mm_loadu_si128((const __m128i *)half);
-        _mm_storeu_si128((__m128i *)(e + i), _mm_shuffle_epi8(all, code));
+        _mm256_storeu_si256((__m256i *)(e + i), _mm256_shuffle_epi8(all, code));
     }
 #elif defined(__OPENCL_VERSION__)
     chosen m0 = spread(k0), m1 = spread(k1), m2 = spread(k2), m3 = spread(k3);
