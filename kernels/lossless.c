@@ -25,8 +25,7 @@ typedef u32 quad __attribute__((aligned(1), may_alias));
 INLINE u64 stream(GLOBAL const u8 *restrict from, i64 at) {
     GLOBAL const u8 *p = from + (at >> 3);
     int s = at & 7;
-    u64 low = *(GLOBAL const word *)p;
-    return s ? low >> s | (u64)p[8] << (64 - s) : low;
+    return *(GLOBAL const word *)p >> s | (u64)p[8] << 1 << (63 - s); /* 64 - s may be too far */
 }
 
 /* The lowest bits of x at the places of mask's bits, in order. */
