@@ -11,8 +11,9 @@
  *     }
  *     int join(void) { return joined("twos(Tensor x) -> (Tensor, int)", "twos", twos); }
  *
- * Arguments and results share the stack, one slot each: a tensor or an int. A function owns
- * the tensors it is given, and gives away those it returns. They are contiguous and on the processor.
+ * Arguments and results share the stack, one slot each: a tensor, an int or a bool. A function
+ * owns the tensors it is given, and gives away those it returns. They are contiguous and on the
+ * processor.
  */
 #ifndef OPERATIONS_H
 #define OPERATIONS_H

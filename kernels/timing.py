@@ -78,17 +78,16 @@ def _synchronized() -> float:
 
 
 def timed(case: Case, device: str, budget: float) -> Timing:
-    """All sides in turns until `budget` seconds are spent, at least three times each."""
+    """All sides in turns until `budget` seconds have passed, at least three times each."""
     calls: dict[str, Callable[[], object]] = {"": case.ours, **case.peers}
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         call()
-    spent, turns = 0.0, 0
-    while spent < budget or turns < 3:
+    end, turns = time.perf_counter() + budget, 0
+    while time.perf_counter() < end or turns < 3:
         for name, call in calls.items():
             took = seconds(call, device)
             if took:  # some clocks of a processor's time stand still for microseconds
                 best[name] = min(best[name], took)
-            spent += took
         turns += 1
     return Timing(case.name, best.pop(""), best, case.note)
