@@ -56,6 +56,7 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     ],
 }
 ONLY = {"attention_hopper": 90}  # what no other GPU has
+SLOW = [pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_every_source_is_compiled_below() -> None:
 
 
 @pytest.mark.usefixtures("nvrtc")
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", [pytest.param(n, marks=[] if n == 90 else SLOW) for n in GPUS])
 @pytest.mark.parametrize("name", WANTED)
 def test_it_compiles(name: str, gpu: int) -> None:
     if gpu != ONLY.get(name, gpu):

@@ -141,7 +141,7 @@ def test_widths_that_are_not_for_it(device: str) -> None:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_rows_lose_at_most_twice_what_torch_loses(device: str, alpha: float) -> None:
-    @settings(max_examples=40, deadline=None, derandomize=True, phases=PHASES)
+    @settings(max_examples=25, deadline=None, derandomize=True, phases=PHASES)
     @given(
         *(st.integers(1, 4), st.integers(1, 160) | st.sampled_from([1100, 8193, 9000])),
         *(st.sampled_from([0.0, 1e-3, 1.0, 30.0]), st.sampled_from([0.0, -1e4, 1e30])),
