@@ -56,7 +56,6 @@ WANTED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {  # flags, k
     ],
 }
 ONLY = {"attention_hopper": 90}  # what no other GPU has
-SLOW = [pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +84,13 @@ def test_every_source_is_compiled_below() -> None:
 
 
 @pytest.mark.usefixtures("nvrtc")
-@pytest.mark.parametrize("gpu", [pytest.param(n, marks=[] if n == 90 else SLOW) for n in GPUS])
-@pytest.mark.parametrize("name", WANTED)
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        pytest.param(name, gpu, marks=[] if gpu == 90 and name not in ONLY else [pytest.mark.slow])
+        for name, gpu in product(WANTED, GPUS)
+    ],
+)
 def test_it_compiles(name: str, gpu: int) -> None:
     if gpu != ONLY.get(name, gpu):
         return

@@ -64,10 +64,15 @@ SHORT = {
         "--set learning.steps=4 --set ranking.min_confidence=0 --set ranking.min_supporters=1"
     ),
     "crowd": "--rounds 1 --set tasks.train=4 --set tasks.holdout=2",
-    "community.bench.ledger": "--ideas 10000",
+    "community.bench.ledger": "--ideas 20000",
 }
 SCREENS = ("community watch",)
-SLOW = ("python finetune.py", "python -m community.kernels.bench", "ray start")
+SLOW = (
+    "python finetune.py",
+    "python -m community.bench",
+    "python -m community.kernels.bench",
+    "ray start",
+)
 
 
 @dataclass(frozen=True)
