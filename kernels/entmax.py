@@ -185,7 +185,7 @@ def _attended(
 ) -> tuple[Tensor, Tensor]:
     """(B, H, Tq, Dv), and the thresholds (B, H, Tq) of the scores below the highest."""
     if entmax_gpu.takes(q, v, mask):
-        return entmax_gpu.forward(q, k, v, factor, mask, lengths, causal, alpha)
+        return entmax_gpu.Attention(q, k, v, factor, mask, lengths, causal, alpha).forward()
     run = _program(q, mask)
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
@@ -222,7 +222,8 @@ def _unattended(
     t: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if entmax_gpu.takes(q, v, mask):
-        return entmax_gpu.backward(go, q, k, v, factor, mask, lengths, causal, alpha, t)
+        asked = entmax_gpu.Attention(q, k, v, factor, mask, lengths, causal, alpha)
+        return asked.backward(go, t)
     run = _program(q, mask)
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)

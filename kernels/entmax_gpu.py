@@ -54,50 +54,8 @@ def takes(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     return all(x.program(q.device) is not None and x.fits(q.device) for x in both)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-    alpha: float,
-) -> tuple[Tensor, Tensor]:
-    """The output (B, H, Tq, Dv), and the thresholds (B, H, Tq) below the highest scores."""
-    walk = _Walk(q, k, v, factor, mask, lengths, causal, alpha)
-    out = q.new_empty(*q.shape[:3], v.shape[3])
-    top, t = walk.thresholds(PASSES)
-    walk.run("entmax_forward", q, top, t, out)
-    return out, t
-
-
-def backward(
-    go: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-    alpha: float,
-    t: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, from that of the output and the thresholds."""
-    walk = _Walk(q, k, v, factor, mask, lengths, causal, alpha)
-    top, _ = walk.thresholds(0)
-    mean = torch.empty_like(top)
-    known = (go.contiguous(), top, t.contiguous(), mean)
-    gq, gk, gv = (x.new_empty(x.shape) for x in (q, k, v))
-    walk.run("entmax_means", q, *known, backward=True)
-    walk.run("entmax_queries", q, *known, gq, backward=True)
-    walk.run("entmax_keys", k, *known, gk, gv, backward=True)
-    return gq, gk, gv
-
-
-class _Walk:
-    """What every kernel is given, and how blocks share the work."""
+class Attention:
+    """One call: what every kernel is given, and how blocks share the work."""
 
     def __init__(
         self,
@@ -115,7 +73,26 @@ class _Walk:
         held = [x.contiguous() for x in (q, k, v, factor)]
         sizes = (h, h // k.shape[1], tq, tk, d, v.shape[3], tk - tq + 1 if causal else tk)
         self.given = (*held, mask, lengths, *sizes, *by, float(alpha))
-        self.q, self.tiles = q, [_tiles(q, v, backward) for backward in (False, True)]
+        self.q, self.k, self.v = q, k, v
+        self.tiles = [_tiles(q, v, backward) for backward in (False, True)]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The output (B, H, Tq, Dv), and the thresholds (B, H, Tq) below the highest scores."""
+        out = self.q.new_empty(*self.q.shape[:3], self.v.shape[3])
+        top, t = self.thresholds(PASSES)
+        self.run("entmax_forward", self.q, top, t, out)
+        return out, t
+
+    def backward(self, go: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, from that of the output and the thresholds."""
+        top, _ = self.thresholds(0)
+        mean = torch.empty_like(top)
+        known = (go.contiguous(), top, t.contiguous(), mean)
+        gq, gk, gv = (x.new_empty(x.shape) for x in (self.q, self.k, self.v))
+        self.run("entmax_means", self.q, *known, backward=True)
+        self.run("entmax_queries", self.q, *known, gq, backward=True)
+        self.run("entmax_keys", self.k, *known, gk, gv, backward=True)
+        return gq, gk, gv
 
     def run(self, kernel: str, owned: Tensor, *more: Tensor | int, backward: bool = False) -> None:
         """Blocks that own the rows of `owned` (B, H, T, D)."""
