@@ -89,10 +89,17 @@ def compare(sizes: tuple[int, ...], dtype: torch.dtype, device: str, **options: 
         assert error <= 2 * usual + eps * max(1.0, size), (n, error, usual, size)
 
 
+def takes_long(device: str, kind: str) -> bool:
+    """Whether the emulator is to do this in `make slow` only: every kind of mask takes 15 to 20 s.
+    A GPU does all of them at once."""
+    quick = kind == "plain" or (device, kind) == ("hopper, late", "added")  # by masked kernels
+    return not device.startswith("cuda") and not quick
+
+
 @pytest.mark.parametrize(
     ("device", "kind"),  # when copies come has nothing to do with masks
     [
-        (device, kind)
+        pytest.param(device, kind, marks=[pytest.mark.slow] if takes_long(device, kind) else [])
         for device, kind in product(KINDS, ("plain", "lengths", "bool", "added", "rows"))
         if "early" not in device or kind == "plain"
     ],
