@@ -212,24 +212,29 @@ KERNEL attention_forward(GLOBAL const float *q, GLOBAL const float *k, GLOBAL co
     }
 }
 
-/* Weights and gradients of scores (times the factor) of one row: s -> p, t -> ds. */
-INLINE void gradients(GLOBAL float *s, GLOBAL float *t, int n, int stop, float factor,
-                      GLOBAL const float *mask, float lse, float delta) {
-    float by = factor;
-    if (mask) {
-        for (int j = 0; j < n; j++) s[j] = s[j] * factor + mask[j];
-        by = 1.0f;
+/* What is added to LANES scores, of which the first n are seen: the mask, or nothing. */
+INLINE vec added(GLOBAL const float *mask, int n) {
+    vec more = ALL(n < LANES ? -INFINITY_F : 0.0f);
+    if (n >= LANES) return mask ? CVEC(mask) : more;
+    for (int j = 0; j < n; j++) more[j] = mask ? mask[j] : 0.0f;
+    return more;
+}
+
+/* Weights and gradients of scores (times the factor) of one row: s -> p, t -> ds. To `moments` come
+ * the sums of ds s, ds and p s: what the gradient of the temperature is made of. */
+INLINE void gradients(GLOBAL float *s, GLOBAL float *t, int n, float factor,
+                      GLOBAL const float *mask, float lse, float delta, GLOBAL float *moments) {
+    if (lse == -INFINITY_F) lse = INFINITY_F; /* sees nothing: weights of 0 */
+    for (int j = n; j < UP(n, LANES); j++) s[j] = t[j] = 0.0f;
+    vec both = ALL(0.0f), slope = both, level = both;
+    for (int j = 0; j < n; j += LANES) {
+        vec score = CVEC(s + j);
+        vec p = exponential(score * factor + (added(mask ? mask + j : 0, n - j) - lse));
+        vec ds = p * (CVEC(t + j) - delta) * factor;
+        VEC(s + j) = p, VEC(t + j) = ds;
+        both += ds * score, slope += ds, level += p * score;
     }
-    for (int j = n; j < stop; j++) s[j] = -INFINITY_F, t[j] = 0.0f;
-    if (lse == -INFINITY_F) { /* sees nothing: weights of 0 */
-        for (int j = 0; j < stop; j++) s[j] = -INFINITY_F;
-        lse = 0.0f;
-    }
-    for (int j = 0; j < stop; j += LANES) {
-        vec p = exponential(CVEC(s + j) * by - lse);
-        VEC(s + j) = p;
-        VEC(t + j) = p * (CVEC(t + j) - delta) * factor;
-    }
+    moments[0] += total(both), moments[1] += total(slope), moments[2] += total(level);
 }
 
 /* Gradients of one head; those of keys and values are added to, so that heads may share them. */
@@ -237,7 +242,8 @@ INLINE void backward_head(GLOBAL const float *go, GLOBAL const float *q, GLOBAL 
                           GLOBAL const float *kt, GLOBAL const float *vt, float factor,
                           GLOBAL const float *mask, int mask_q, GLOBAL const float *lse,
                           GLOBAL const float *delta, int tq, int keys, int shift, int d, int dv,
-                          GLOBAL float *gq, GLOBAL float *gk, GLOBAL float *gv, GLOBAL float *s) {
+                          GLOBAL float *gq, GLOBAL float *gk, GLOBAL float *gv,
+                          GLOBAL float *moments, GLOBAL float *s) {
     GLOBAL float *t = s + BQ * BK;
     for (int k0 = 0; k0 < keys; k0 += BK) {
         for (int q0 = 0; q0 < tq; q0 += BQ) {
@@ -255,12 +261,10 @@ INLINE void backward_head(GLOBAL const float *go, GLOBAL const float *q, GLOBAL 
                     }
             for (int i = 0; i < rows; i++) {
                 int n = MAX(0, MIN(width, q0 + i + shift - k0));
-                int stop = UP(width, LANES);
-                int done = UP(n, LANES);
-                gradients(s + i * BK, t + i * BK, n, done, factor,
+                gradients(s + i * BK, t + i * BK, n, factor,
                           mask ? mask + (i64)(q0 + i) * mask_q + k0 : 0, lse[q0 + i],
-                          delta[q0 + i]);
-                for (int j = done; j < stop; j += LANES)
+                          delta[q0 + i], moments + (q0 + i) * 3);
+                for (int j = UP(n, LANES); j < width; j += LANES)
                     VEC(s + i * BK + j) = ALL(0.0f), VEC(t + i * BK + j) = ALL(0.0f);
             }
             for (int c = 0; c < d; c += COLS)
@@ -286,15 +290,16 @@ INLINE void backward_head(GLOBAL const float *go, GLOBAL const float *q, GLOBAL 
     }
 }
 
-/* Gradients gq, gk, gv, which are zeros before. go (b, heads, tq, dv) is the gradient of out,
- * delta = sum(go * out) - (the gradient of lse); the rest as in attention_forward. */
+/* Gradients gq, gk, gv, and moments (b, heads, tq, 3) of every query (see `gradients`), which are
+ * zeros before. go (b, heads, tq, dv) is the gradient of out, delta = sum(go * out) - (the gradient
+ * of lse); the rest as in attention_forward. */
 KERNEL attention_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL const float *k,
                           GLOBAL const float *v, GLOBAL const float *factor,
                           GLOBAL const float *mask, GLOBAL const int *lengths, GLOBAL const float *lse,
                           GLOBAL const float *delta, GLOBAL float *gq, GLOBAL float *gk,
-                          GLOBAL float *gv, GLOBAL float *room, int batch, int heads, int group,
-                          int tq, int tk, int d, int dv, int shift, int mask_b, int mask_h,
-                          int mask_q, int items) {
+                          GLOBAL float *gv, GLOBAL float *moments, GLOBAL float *room, int batch,
+                          int heads, int group, int tq, int tk, int d, int dv, int shift,
+                          int mask_b, int mask_h, int mask_q, int items) {
     int units = batch * (heads / group);
     FOR_ITEMS(worker, items) {
         GLOBAL float *s = room + worker * ROOM, *kt = s + 2 * BQ * BK + 2 * BQ;
@@ -310,7 +315,8 @@ KERNEL attention_backward(GLOBAL const float *go, GLOBAL const float *q, GLOBAL 
                               kt, vt, factor[h],
                               mask ? mask + (i64)b * mask_b + (i64)h * mask_h : 0, mask_q,
                               lse + at * tq, delta + at * tq, tq, lengths ? lengths[b] : tk, shift,
-                              d, dv, gq + at * tq * d, gk + kv * tk * d, gv + kv * tk * dv, s);
+                              d, dv, gq + at * tq * d, gk + kv * tk * d, gv + kv * tk * dv,
+                              moments + at * tq * 3, s);
             }
         }
     }

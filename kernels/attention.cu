@@ -81,14 +81,15 @@ KERNEL attention_forward(GLOBAL const stored *q, GLOBAL const stored *k, GLOBAL 
         ds = p * ((t) - delta[r]) * by;                                                         \
     }
 
-/* gq (b, heads, tq, d) in float32. go (b, heads, tq, dv) is the gradient of out, delta =
- * sum(go * out) - (the gradient of lse); the rest as in attention_forward. A block owns queries. */
+/* gq (b, heads, tq, d) in float32, and moments (b, heads, tq, 3), every query's sums of ds s, ds and
+ * p s. go (b, heads, tq, dv) is the gradient of out, delta = sum(go * out) - (the gradient of lse);
+ * the rest as in attention_forward. A block owns queries. */
 KERNEL attention_queries(GLOBAL const stored *go, GLOBAL const stored *q, GLOBAL const stored *k,
                          GLOBAL const stored *v, GLOBAL const float *factor,
                          GLOBAL const float *mask, GLOBAL const int *lengths,
                          GLOBAL const float *lse, GLOBAL const float *delta, GLOBAL float *gq,
-                         int heads, int group, int tq, int tk, int d, int dv, int shift,
-                         int mask_b, int mask_h, int mask_q ROOM_ARGUMENT) {
+                         GLOBAL float *moments, int heads, int group, int tq, int tk, int d,
+                         int dv, int shift, int mask_b, int mask_h, int mask_q ROOM_ARGUMENT) {
     ROOM;
     SHARED float *queries = room, *above = queries + ROWS * PITCH, *near_k = above + ROWS * PITCH;
     SHARED float *near_v = near_k + COLS * PITCH, *weights = near_v + COLS * PITCH;
@@ -97,11 +98,13 @@ KERNEL attention_queries(GLOBAL const stored *go, GLOBAL const stored *q, GLOBAL
     int keys = lengths ? lengths[b] : tk, end = MIN(keys, q0 + ROWS - 1 + shift);
     int tx = THREAD % 16, ty = THREAD / 16;
     i64 kv = at / group;
-    float by = factor[h], o[MINE][SPREAD], s[MINE][THEIRS], t[MINE][THEIRS];
-    for (int i = 0; i < MINE; i++)
+    float by = factor[h], o[MINE][SPREAD], s[MINE][THEIRS], t[MINE][THEIRS], sums[MINE][3];
+    for (int i = 0; i < MINE; i++) {
         for (int c = 0; c < SPREAD; c++) o[i][c] = 0.0f;
+        for (int c = 0; c < 3; c++) sums[i][c] = 0.0f;
+    }
     if (mask) mask += (i64)b * mask_b + (i64)h * mask_h;
-    lse += (i64)at * tq, delta += (i64)at * tq;
+    lse += (i64)at * tq, delta += (i64)at * tq, moments += (i64)at * tq * 3;
     load(q + (i64)at * tq * d, q0, ROWS, tq, d, queries);
     load(go + (i64)at * tq * dv, q0, ROWS, tq, dv, above);
     for (int k0 = 0; k0 < end; k0 += COLS) {
@@ -116,10 +119,17 @@ KERNEL attention_queries(GLOBAL const stored *go, GLOBAL const stored *q, GLOBAL
                 int r = q0 + ty + 16 * i, key = k0 + tx + 16 * j;
                 GRADIENT(s[i][j], t[i][j], r, key, p, ds)
                 weights[(ty + 16 * i) * STEP + tx + 16 * j] = ds;
+                sums[i][0] += ds * s[i][j], sums[i][1] += ds, sums[i][2] += p * s[i][j];
             }
         BARRIER;
         blend(weights, near_k, o);
     }
+    for (int i = 0; i < MINE; i++)
+        for (int c = 0; c < 3; c++) {
+            int r = q0 + ty + 16 * i;
+            float all = sum_of(sums[i][c], 16, weights);
+            if (r < tq && tx == 0) moments[(i64)r * 3 + c] = all;
+        }
     STORE(gq + (i64)at * tq * d, q0, tq, d, o, 1.0f, )
 }
 

@@ -287,8 +287,8 @@ def _derived(
         return attention_gpu.backward(go, glse, q, k, v, *more, out, lse, wanted)
     delta = (_float(go) * _float(out)).sum(-1) - glse
     compute = attention_cpu.backward if attention_cpu.takes(q, mask) else _backward_in_torch
-    gq, gk, gv = compute(_float(go), delta, _float(q), _float(k), _float(v), *more, lse)
-    dots = (q * gq).sum(-1) if wanted else lse.new_empty(0)
+    gq, gk, gv, moments = compute(_float(go), delta, _float(q), _float(k), _float(v), *more, lse)
+    dots = attention_gpu.dots_of(moments, glse, factor) if wanted else lse.new_empty(0)
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
 
 
@@ -365,12 +365,15 @@ def _backward_in_torch(
     lengths: Tensor | None,
     causal: bool,
     lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    p = _weights(scores(q, k, factor, mask, lengths, causal), lse)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = scores(q, k, factor, mask, lengths, causal)
+    p = _weights(s, lse)
     ds = p * (go @ shared(v, q).transpose(-1, -2) - delta.unsqueeze(-1)) * factor.view(-1, 1, 1)
     gk, gv = ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ go
     gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
-    return ds @ shared(k, q), gk, gv
+    plain = q @ shared(k, q).transpose(-1, -2)
+    moments = torch.stack([(ds * plain).sum(-1), ds.sum(-1), (p * plain).sum(-1)], -1)
+    return ds @ shared(k, q), gk, gv, moments
 
 
 def _weights(s: Tensor, lse: Tensor) -> Tensor:

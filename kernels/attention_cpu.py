@@ -66,20 +66,23 @@ def backward(
     lengths: Tensor | None,
     causal: bool,
     lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, all in float32; delta is sum(go * out) - glse."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, and moments as in attention.c, all in float32; delta is
+    sum(go * out) - glse."""
     run = kernels("attention")
     assert run is not None
     (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
     queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
     d, dv = queries.shape[-1], values.shape[-1]
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
+    moments = torch.zeros(b, h, tq, 3)
     workers = min(_CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
         "attention_backward",
         *(wide_go, queries, keys, values, factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, _room(keys, values, workers)),
+        *(mask, lengths, lse.contiguous(), delta, *grads, moments),
+        _room(keys, values, workers),
         *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *by),
         items=workers,
     )
@@ -87,7 +90,7 @@ def backward(
         g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
         for g, x in zip(grads, (q, k, v), strict=True)
     )
-    return gq, gk, gv
+    return gq, gk, gv, moments
 
 
 def _wide(x: Tensor) -> Tensor:

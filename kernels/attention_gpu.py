@@ -131,10 +131,23 @@ def backward(
         to = (gq, dots if wanted else None)
         _run("attention_queries", tiles, q, (*given, *more, *to, *sizes))
     else:
-        _run("attention_queries", tiles, q, (*given, *more, gq, *sizes))
-        dots = (q * gq).sum(-1) if wanted else dots
+        moments = lse.new_empty(*lse.shape, 3)
+        _run("attention_queries", tiles, q, (*given, *more, gq, moments, *sizes))
+        dots = dots_of(moments, glse, factor) if wanted else dots
     _run("attention_keys", tiles, k, (*given, *more, gk, gv, *sizes))
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
+
+
+def dots_of(moments: Tensor, glse: Tensor, factor: Tensor) -> Tensor:
+    """(B, H, Tq): every query's sum of its scores (without factor or mask) times their gradients
+    ds, which is q times its gradient.
+
+    moments (B, H, Tq, 3): the sums of ds s, ds and p s. The gradients of a query's scores add up
+    to glse factor. What rounding adds to that would be multiplied by what its scores have in
+    common, and is taken away at their mean.
+    """
+    both, slope, level = moments.unbind(-1)
+    return both - (slope - glse * factor.view(-1, 1)) * level
 
 
 def strides(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
