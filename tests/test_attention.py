@@ -27,7 +27,9 @@ SIZES = st.tuples(
 )
 
 
-@pytest.fixture(params=["c", "opencl", "simt", "emulator", "cuda"])
+@pytest.fixture(
+    params=["c", "opencl", pytest.param("simt", marks=pytest.mark.slow), "emulator", "cuda"]
+)
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A backend that is chosen; `device` says where its tensors are to lie."""
     name: str = request.param

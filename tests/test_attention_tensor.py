@@ -92,8 +92,7 @@ def compare(sizes: tuple[int, ...], dtype: torch.dtype, device: str, **options: 
 def takes_long(device: str, kind: str) -> bool:
     """Whether the emulator is to do this in `make slow` only: every kind of mask takes 15 to 20 s.
     A GPU does all of them at once."""
-    quick = kind == "plain" or (device, kind) == ("hopper, late", "added")  # by masked kernels
-    return not device.startswith("cuda") and not quick
+    return not device.startswith("cuda") and kind != "plain"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_opencl() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_ten_build_at_once(cache: Path) -> None:
     started = [subprocess.Popen([sys.executable, "-c", SCALE]) for _ in range(10)]

@@ -32,7 +32,7 @@ SIZES = st.tuples(
 ).map(lambda parts: sum(parts, ()))
 
 
-@pytest.fixture(params=["opencl", "emulator", "cuda"])
+@pytest.fixture(params=[pytest.param("opencl", marks=pytest.mark.slow), "emulator", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where tensors are to lie so that entmax.cu computes."""
     used: list[str] = []

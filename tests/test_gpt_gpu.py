@@ -38,7 +38,14 @@ def team(backend: str) -> Team:
     return found
 
 
-@pytest.fixture(params=["opencl", "emulator", "teams", "cuda"])
+@pytest.fixture(
+    params=[  # compiling gpt.cu by OpenCL takes minutes
+        pytest.param("opencl", marks=pytest.mark.slow),
+        pytest.param("emulator", marks=pytest.mark.slow),
+        "teams",
+        "cuda",
+    ]
+)
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         request.getfixturevalue("gpu")

@@ -117,6 +117,7 @@ def test_a_run_that_can_only_be_read(name: str, still: Path, tmp_path: Path) -> 
     assert not place or Path(place[1]).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, RECIPE, **{"train = 12": "train = 200"})  # it takes its time
     playing = Command(tmp_path, "run", recipe, "--name", "talk", "--set", "run.rounds=1000")
