@@ -5,12 +5,6 @@
  */
 #include "tiles.h"
 
-#ifdef __OPENCL_VERSION__
-#define LOG(x) log(x)
-#else
-#define LOG(x) logf(x)
-#endif
-
 #ifndef BQ
 #define BQ 48   /* queries in a block, a multiple of ROWS */
 #endif
@@ -18,32 +12,6 @@
 #define BK 256  /* keys in a block, a multiple of COLS */
 #endif
 #define FEW 4   /* queries that are cheaper one by one than packing the keys */
-
-/* e^x for x up to about 80; 0 below -87 or so, NaN for NaN. Cephes' polynomial, error 2 ulp. */
-INLINE vec exponential(vec x) {
-#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
-    __m512 rounded = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
-    vec whole = (vec)rounded;
-#else
-    vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the low bits hold the integer */
-    vec whole = shifted - 12582912.0f;
-#endif
-    vec r = x - whole * 0.693359375f;
-    r = r + whole * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.0f);
-#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
-    return (vec)_mm512_scalef_ps((__m512)p, rounded); /* NaN times 2^-infinity is 0 here */
-#else
-    veci tiny = x < ALL(-87.0f);
-    veci bits = (BITS(p) + (BITS(shifted) << 23)) & ~tiny;
-    return *(vec *)&bits;
-#endif
-}
 
 /* One row of scores against one block of keys, n of which it sees: scores become weights relative
  * to the row's highest score so far, and what was summed for it before is brought to that height. */
@@ -70,7 +38,7 @@ INLINE void soften(GLOBAL float *s, int n, int stop, float factor, GLOBAL const 
         VEC(s + j) = p;
         added += p;
     }
-    *sum += total(added);
+    *sum += sum_of(added);
 }
 
 /* Queries q0 and after of one head. s is room for BQ * BK scores and 2 * BQ numbers. */
@@ -117,18 +85,11 @@ INLINE void forward_block(GLOBAL const float *q, GLOBAL const float *kt, GLOBAL 
     }
 }
 
-#ifdef __OPENCL_VERSION__
-typedef ushort halves __attribute__((ext_vector_type(LANES), aligned(2)));
-#else
-typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-#endif
-
 /* LANES numbers from place i on: floats, or their upper halves (bfloat16) if upper. */
 INLINE vec numbers(GLOBAL const float *x, i64 i, int upper) {
     if (!upper) return CVEC(x + i);
     veci wide = __builtin_convertvector(*(GLOBAL const halves *)((GLOBAL const u16 *)x + i), veci);
-    wide <<= 16;
-    return *(vec *)&wide;
+    return FLOATS(wide << 16);
 }
 
 /* One query against all its keys, as they are: reading them is what takes the time. Keys and values
@@ -144,7 +105,7 @@ INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL con
             x += CVEC(q + c) * numbers(k, at + c, upper);
             y += CVEC(q + c + LANES) * numbers(k, at + c + LANES, upper);
         }
-        s[j] = total(x + y) * factor;
+        s[j] = sum_of(x + y) * factor;
     }
     for (int j = 0; j < keys && mask; j++) s[j] += mask[j];
     for (int j = keys; j < stop; j++) s[j] = -INFINITY_F;
@@ -152,7 +113,7 @@ INLINE void forward_one(GLOBAL const float *q, GLOBAL const float *k, GLOBAL con
     for (int j = 0; j < stop; j += LANES) high = greater(CVEC(s + j), high);
     float top = most(high) == -INFINITY_F ? 0.0f : most(high);
     for (int j = 0; j < stop; j += LANES) sums += VEC(s + j) = exponential(CVEC(s + j) - top);
-    float sum = total(sums), by = sum != 0.0f ? 1.0f / sum : 0.0f;
+    float sum = sum_of(sums), by = sum != 0.0f ? 1.0f / sum : 0.0f;
     *lse = sum != 0.0f ? top + LOG(sum) : -INFINITY_F;
     for (int c = 0; c < dv; c += COLS) {
         vec x0 = ALL(0.0f), x1 = x0, y0 = x0, y1 = x0; /* odd keys in sums of their own */
@@ -234,7 +195,7 @@ INLINE void gradients(GLOBAL float *s, GLOBAL float *t, int n, float factor,
         VEC(s + j) = p, VEC(t + j) = ds;
         both += ds * score, slope += ds, level += p * score;
     }
-    moments[0] += total(both), moments[1] += total(slope), moments[2] += total(level);
+    moments[0] += sum_of(both), moments[1] += sum_of(slope), moments[2] += sum_of(level);
 }
 
 /* Gradients of one head; those of keys and values are added to, so that heads may share them. */

@@ -9,11 +9,6 @@
  */
 #include "tiles.h"
 
-#ifdef __OPENCL_VERSION__
-#define ROOT(x) sqrt((float)(x))
-#else
-#define ROOT(x) sqrtf(x)
-#endif
 #define MOST_PASSES 64
 
 /* Lanes of a comparison as bits, where the compiler knows how. */
@@ -23,10 +18,7 @@
 #define CHOSEN(v) ((u32)__builtin_ia32_movmskps256((vec)(v)))
 #endif
 
-INLINE vec both(vec a, veci mask) {
-    veci bits = BITS(a) & mask;
-    return *(vec *)&bits;
-}
+INLINE vec both(vec a, veci mask) { return FLOATS(BITS(a) & mask); }
 
 /* The largest of n numbers (a multiple of LANES); plus infinity if one is NaN. */
 INLINE float highest(GLOBAL const float *x, int n) {
@@ -69,7 +61,7 @@ INLINE float threshold(GLOBAL const float *x, int n, float alpha) {
             sum += d;
             squares += d * d;
         }
-        float count = 0, b = total(sum), c = total(squares) - 1.0f;
+        float count = 0, b = sum_of(sum), c = sum_of(squares) - 1.0f;
         for (int i = 0; i < LANES; i++) count += lanes[i];
         int settled = count == before; /* one step more from near by, which loses less */
         before = count;

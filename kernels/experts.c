@@ -2,19 +2,7 @@
  * so every weight is read once, for all rows of its expert. Many rows are better served by a
  * matrix product that packs its operands: see experts.py.
  */
-#include "items.h"
-
-#ifdef __OPENCL_VERSION__
-#define FLOATS(v) __builtin_astype((v), vec)
-typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
-#else
-#define FLOATS(v) ((vec)(v))
-typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define HALVES(p) (*(GLOBAL const halves *)(p))
+#include "vectors.h"
 
 /* Sums of two vectors' neighbours: those of a, then those of b. */
 #if LANES == 16

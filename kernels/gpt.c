@@ -13,24 +13,10 @@
  * tells the model the position `where` (positions may restart, so the two differ).
  * Widths ending in `_p` are padded to whole panels; what is in the padding is zero.
  */
-#include "items.h"
-
-#ifdef __OPENCL_VERSION__
-#pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#define BITS(v) __builtin_astype((v), veci)
-#define FLOATS(v) __builtin_astype((v), vec)
-#define LOG(x) log((float)(x))
-#define ROOT(x) sqrt((float)(x))
-#else
-#define BITS(v) ((veci)(v))
-#define FLOATS(v) ((vec)(v))
-#define LOG(x) logf(x)
-#define ROOT(x) sqrtf(x)
-#endif
+#include "vectors.h"
 
 #define WIDE (2 * LANES) /* outputs of a panel, see `product` */
 #define PADDED(n) (((n) + WIDE - 1) / WIDE * WIDE)
-#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
 
 enum { GELU_TANH, RELU, SILU }; /* activations, in the order of ACTIVATIONS in weights.py */
 enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KINDS in gpt.py */
@@ -39,46 +25,6 @@ enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored, in the order of KIN
 #endif
 #define NEAR 256 /* inputs whose part of a panel stays near while all rows pass: 32 KiB */
 enum { BIAS, BOTH, SUM }; /* what a product starts from: b, y + b or y */
-
-/* -- vectors ------------------------------------------------------------------------ */
-
-static float sum_of(vec v) {
-    float s = (v[0] + v[1]) + (v[2] + v[3]) + ((v[4] + v[5]) + (v[6] + v[7]));
-#if LANES == 16
-    s += (v[8] + v[9]) + (v[10] + v[11]) + ((v[12] + v[13]) + (v[14] + v[15]));
-#endif
-    return s;
-}
-
-/* The largest of n floats, n a multiple of LANES. */
-static float most(GLOBAL const float *x, int n) {
-    vec top = CVEC(x);
-    for (int i = LANES; i < n; i += LANES) {
-        vec v = CVEC(x + i);
-        top = PICK(v > top, v, top);
-    }
-    float best = top[0];
-    for (int i = 1; i < LANES; i++) best = top[i] > best ? top[i] : best;
-    return best;
-}
-
-/* e^x to 2 units in the last place; 0 below -87, where it is not a normal number, and for NaN.
- * x = n log 2 + r; adding 1.5 * 2^23 rounds n and leaves it in the low bits. */
-static vec exponential(vec x) {
-    veci normal = x > ALL(-87.0f);
-    x = PICK(x < ALL(88.0f), x, ALL(88.0f));
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
-}
 
 /* y = e^((x - top) * by) for n floats, n a multiple of LANES; returns their sum. */
 static float exponentials(GLOBAL const float *x, GLOBAL float *y, int n, float top, float by) {
@@ -474,7 +420,7 @@ static void attend(const Model *m, int layer, int r) {
         GLOBAL const float *own = keys + h / per * chunk(m);
         compare(query + h * m->size, m->size, own, chunks(m), blocks, m->scores);
         for (int t = tokens; t < blocks * LANES; t++) m->scores[t] = -INFINITY_F;
-        float top = most(m->scores, blocks * LANES);
+        float top = largest(m->scores, blocks * LANES);
         float total = exponentials(m->scores, m->scores, blocks * LANES, top, 1.0f);
         /* The padding of a head falls where the next head, or nothing, is written. */
         blend(m->scores, own + m->size * LANES, m->size_p, chunks(m), blocks, total,
@@ -487,7 +433,7 @@ static vec activated(vec x, int activation) {
     if (activation == RELU) return PICK(x > ALL(0.0f), x, ALL(0.0f));
     vec u = x;
     if (activation == GELU_TANH) u = x * 1.5957691216f * (x * x * 0.044715f + 1.0f);
-    return x / (exponential(ALL(0.0f) - u) + 1.0f);
+    return x / one_over_sigmoid(u);
 }
 
 static void activate(const Model *m, int rows) {
@@ -591,7 +537,7 @@ static int among_top(const Model *m, const Taste *taste, double draw) {
     GLOBAL const float *chances = m->chances;
     GLOBAL int *heap = m->heap;
     int both = taste->top_k && taste->top_p < 1;
-    float floor = taste->min_p * most(chances, m->words_p), least = both ? 0 : floor;
+    float floor = taste->min_p * largest(chances, m->words_p), least = both ? 0 : floor;
     float even = taste->top_k || taste->top_p >= 1 ? 0 : 0.5f * (1.0f - taste->top_p) / m->words;
     if (least < even) least = even;
     int all = 0;
@@ -684,7 +630,7 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
                 int s = m.live[a], all = first + s, last = starts[all + 1] - 1;
                 GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
                 double draw = temperature == 0 ? 0 : draws[(i64)all * longest + i];
-                float top = most(logits, m.words_p);
+                float top = largest(logits, m.words_p);
                 int word = choose(&m, logits, top, &taste, draw);
                 logprob[all] += logprob_of(&m, logits, top, word);
                 said[(i64)all * longest + i] = word, counts[all] = i + 1;
@@ -729,7 +675,7 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const flo
                         int r = m.live[a], all = first + m.slot[r];
                         int word = tokens[starts[all] + m.at[r] + 1];
                         GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
-                        logprob[all] += logprob_of(&m, logits, most(logits, m.words_p), word);
+                        logprob[all] += logprob_of(&m, logits, largest(logits, m.words_p), word);
                     }
                     rows = 0;
                 }

@@ -1,14 +1,9 @@
 /* Lossless weights: decoding block by block, and the checksum. Layout: lossless.py. */
-#include "items.h"
-
-#if !defined(__OPENCL_VERSION__) && (defined(__BMI2__) || defined(__AVX2__))
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 #define UNIT 256
 #define BLOCK 2048 /* values that a kernel decodes at a time, as in lossless.py */
 #define SUM_LANES 64
-#define INLINE static inline __attribute__((always_inline))
 
 /* Fields of a payload begin anywhere. */
 #ifdef __OPENCL_VERSION__

@@ -5,66 +5,11 @@
  */
 #ifndef PRODUCTS_H
 #define PRODUCTS_H
-#include "items.h"
+#include "vectors.h"
 
-#ifdef __OPENCL_VERSION__
-#pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#define BITS(v) __builtin_astype((v), veci)
-#define FLOATS(v) __builtin_astype((v), vec)
-#define LOG(x) log((float)(x))
-#define ROOT(x) sqrt((float)(x))
-#else
-#define BITS(v) ((veci)(v))
-#define FLOATS(v) ((vec)(v))
-#define LOG(x) logf(x)
-#define ROOT(x) sqrtf(x)
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UP(n) (((n) + LANES - 1) / LANES * LANES)
 #define STRIDE(n) (UP(n) + (UP(n) / LANES % 2 ? 0 : LANES))
 #define FOR_VECTORS(i, n) for (int i = 0; i < (n); i += LANES)
-
-/* -- vectors ------------------------------------------------------------------------ */
-
-static float sum_of(vec v) {
-    float a = 0, b = 0, c = 0, d = 0; /* four sums wait less for each other than one */
-    for (int i = 0; i < LANES; i += 4) a += v[i], b += v[i + 1], c += v[i + 2], d += v[i + 3];
-    return (a + b) + (c + d);
-}
-
-/* The largest of n floats, n a multiple of LANES. */
-static float most(GLOBAL const float *x, int n) {
-    vec top = CVEC(x);
-    for (int i = LANES; i < n; i += LANES) {
-        vec v = CVEC(x + i);
-        top = PICK(v > top, v, top);
-    }
-    float best = top[0];
-    for (int i = 1; i < LANES; i++) best = top[i] > best ? top[i] : best;
-    return best;
-}
-
-/* e^x to 2 units in the last place; 0 below -87, where it is not a normal number, and for NaN.
- * x = n log 2 + r; adding 1.5 * 2^23 rounds n and leaves it in the low bits. */
-INLINE vec exponential(vec x) {
-    veci normal = x > ALL(-87.0f);
-    x = PICK(x < ALL(88.0f), x, ALL(88.0f));
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
-}
 
 static void copy(GLOBAL const float *from, GLOBAL float *to, i64 n) {
     for (i64 i = 0; i < n; i++) to[i] = from[i];

@@ -5,18 +5,17 @@
  * side by side: a vector of words holds `per` inputs of LANES outputs, and two shifts give one of
  * them. `group` inputs (a multiple of `per`) share a scale an output.
  */
-#include "items.h"
+#include "vectors.h"
 
-#define FLOATS(w) __builtin_convertvector(w, vec)
 #define WIDE 32  /* outputs of a panel, as in quantized.py */
 #ifndef FAR
 #define FAR 2048 /* words between what is used and what is fetched */
 #endif
-#define INLINE static inline __attribute__((always_inline))
 #define WORDS(p) (*(GLOBAL const veci *)(p))
 
 /* Input `n` of a vector of words, as floats. */
-#define SIGNED(w, bits, n) FLOATS(((w) << (32 - (bits) * ((n) + 1))) >> (32 - (bits)))
+#define SIGNED(w, bits, n) \
+    __builtin_convertvector((w) << (32 - (bits) * ((n) + 1)) >> (32 - (bits)), vec)
 
 /* The same for 4 bits: gcc looks all 16 numbers up in one instruction, which reads 4 bits a lane. */
 #if LANES == 16 && defined(__GNUC__) && !defined(__clang__)

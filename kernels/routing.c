@@ -6,54 +6,11 @@
  */
 #include "turn.h"
 
-#ifdef __OPENCL_VERSION__
-#define BITS(v) __builtin_astype((v), veci)
-#define FLOATS(v) __builtin_astype((v), vec)
-#define EXP(x) exp(x)
-#define ALLI(s) ((veci)(s))
-#else
-#define BITS(v) ((veci)(v))
-#define FLOATS(v) ((vec)(v))
-#define EXP(x) expf(x)
-#define ALLI(s) ((s) - (veci){0})
-#endif
-
-#ifdef __OPENCL_VERSION__
-typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
-#else
-typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
 #define PICKI(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
-#define HALVES(p) (*(GLOBAL halves *)(p))
 #define IVEC(p) (*(GLOBAL veci *)(p))
 #define AT_ONCE 8 /* experts that are chosen in one pass, at most */
 
 /* -- choosing ----------------------------------------------------------------------- */
-
-/* e^x for x from -87 to 0, and 0 below. Cephes' polynomial, error 2 ulp. */
-INLINE vec exponential(vec x) {
-    vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the low bits hold the integer */
-    vec whole = shifted - 12582912.0f;
-    vec r = x - whole * 0.693359375f;
-    r = r + whole * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.0f);
-    veci normal = x > ALL(-87.0f);
-    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & normal);
-}
-
-INLINE vec greater(vec a, vec b) {
-    veci first = a > b;
-    return PICK(first, a, b);
-}
 
 /* sigmoid(x) = e^min(x, 0) / (1 + e^-|x|), which never overflows: min(x, 0) and e^-|x|. */
 INLINE vec below_zero(vec x) {
@@ -377,6 +334,6 @@ INLINE int strays(GLOBAL const i64 *place, int k, i64 rows) {
 
 #define PUT(p, v) (VEC(p) = (v))
 #define LOAD_HALVES(p) widened(HALVES(p))
-#define PUT_HALVES(p, v) (HALVES(p) = narrowed(v))
+#define PUT_HALVES(p, v) (*(GLOBAL halves *)(p) = narrowed(v))
 MOVING(f32, float, CVEC, PUT, SAME, SAME)
 MOVING(bf16, u16, LOAD_HALVES, PUT_HALVES, widened1, narrowed1)

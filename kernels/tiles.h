@@ -6,9 +6,6 @@
 #ifndef TILES_H
 #define TILES_H
 #include "turn.h"
-#if !defined(__OPENCL_VERSION__) && defined(__AVX__)
-#include <immintrin.h> /* what the vectors of the dialect do not offer */
-#endif
 
 #if LANES == 16 /* half as many registers hold 6 rows */
 #define ROWS 8
@@ -16,50 +13,7 @@
 #define ROWS 6
 #endif
 #define COLS (2 * LANES)
-#define INLINE static inline __attribute__((always_inline))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
-#define BITS(x) (*(veci *)&(x))
-
-/* The larger in every lane; b where one of the two is NaN. */
-INLINE vec greater(vec a, vec b) {
-#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
-    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif !defined(__OPENCL_VERSION__) && LANES == 8 && defined(__AVX__)
-    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    veci first = a > b;
-    veci chosen = (first & BITS(a)) | (~first & BITS(b));
-    return *(vec *)&chosen;
-#endif
-}
-
-/* The largest lane. */
-INLINE float most(vec x) {
-    four *parts = (four *)&x;
-    float top = -INFINITY_F;
-    for (int i = 0; i < 4; i++) {
-        float a = MAX(parts[0][i], parts[1][i]);
-#if LANES == 16
-        float b = MAX(parts[2][i], parts[3][i]);
-        a = MAX(a, b);
-#endif
-        top = MAX(a, top);
-    }
-    return top;
-}
-
-/* Halves are added as long as there are any: lane after lane each addition waits for the last. */
-INLINE float total(vec x) {
-    four *parts = (four *)&x;
-#if LANES == 16
-    four sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-#else
-    four sum = parts[0] + parts[1];
-#endif
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
 
 /* A product's rows one by one, in registers of their own: PoCL keeps arrays in memory. */
 #define ONCE(f) f(0) f(1) f(2) f(3) f(4) f(5)
@@ -105,7 +59,7 @@ INLINE float dot(GLOBAL const float *a, GLOBAL const float *b, int width) {
     vec x = ALL(0.0f), y = x;
     for (int c = 0; c < width; c += COLS)
         x += CVEC(a + c) * CVEC(b + c), y += CVEC(a + c + LANES) * CVEC(b + c + LANES);
-    return total(x + y);
+    return sum_of(x + y);
 }
 
 #endif

@@ -209,7 +209,7 @@ static void compare(const Model *m, GLOBAL const float *a, GLOBAL const float *k
 static float soften(GLOBAL float *s, int seen, int stop, float by, GLOBAL float *lse) {
     int whole = UP(seen);
     for (int j = seen; j < whole; j++) s[j] = -INFINITY_F;
-    float top = most(s, whole) * by;
+    float top = largest(s, whole) * by;
     vec sum = ALL(0.0f);
     FOR_VECTORS(j, whole) {
         vec e = exponential(CVEC(s + j) * by - top);
@@ -254,7 +254,7 @@ INLINE vec activated(vec x, int activation) {
     if (activation == RELU) return PICK(x > ALL(0.0f), x, ALL(0.0f));
     vec u = x;
     if (activation == GELU_TANH) u = x * 1.5957691216f * (x * x * 0.044715f + 1.0f);
-    return x / (exponential(ALL(0.0f) - u) + 1.0f);
+    return x / one_over_sigmoid(u);
 }
 
 /* The activation's derivative. */
@@ -265,7 +265,7 @@ INLINE vec slope(vec x, int activation) {
         u = x * 1.5957691216f * (x * x * 0.044715f + 1.0f);
         du = (x * x * 0.134145f + 1.0f) * 1.5957691216f;
     }
-    vec share = ALL(1.0f) / (exponential(ALL(0.0f) - u) + 1.0f);
+    vec share = ALL(1.0f) / one_over_sigmoid(u);
     return share + x * share * (ALL(1.0f) - share) * du;
 }
 
@@ -361,7 +361,7 @@ static double losses(const Model *m, float share) {
         GLOBAL float *x = m->logits + r * m->words_s;
         int whole = UP(m->words);
         for (int v = m->words; v < whole; v++) x[v] = -INFINITY_F;
-        float top = most(x, whole), right = x[m->label[r]];
+        float top = largest(x, whole), right = x[m->label[r]];
         vec sum = ALL(0.0f);
         FOR_VECTORS(v, whole) {
             vec e = exponential(CVEC(x + v) - top);

@@ -1,20 +1,10 @@
 /* Rows and columns exchanged, four by four: most of what it costs to lay numbers out for vectors. */
 #ifndef TURN_H
 #define TURN_H
-#include "items.h"
-#if !defined(__OPENCL_VERSION__) && defined(__SSE__)
-#include <immintrin.h>
-#endif
-
-#ifdef __OPENCL_VERSION__
-typedef float four __attribute__((ext_vector_type(4), aligned(4)));
-#else
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-#endif
+#include "vectors.h"
 
 /* to[c * to_apart + r] = from[r * apart + c] for r and c from 0 to 3. */
-static inline __attribute__((always_inline)) void turn_four(GLOBAL const float *from, int apart,
-                                                            GLOBAL float *to, int to_apart) {
+INLINE void turn_four(GLOBAL const float *from, int apart, GLOBAL float *to, int to_apart) {
 #ifdef __OPENCL_VERSION__
 #define ROW(r) (*(GLOBAL const four *)(from + r * apart))
 #define COLUMN(c) (*(GLOBAL four *)(to + c * to_apart))

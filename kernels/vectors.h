@@ -1,0 +1,114 @@
+/* What the dialect's vectors do not offer by themselves: bits, choices, sums, e^x.
+ */
+#ifndef VECTORS_H
+#define VECTORS_H
+#include "items.h"
+#if !defined(__OPENCL_VERSION__) && defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#ifdef __OPENCL_VERSION__
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+typedef float four __attribute__((ext_vector_type(4), aligned(4)));
+typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
+#define BITS(v) __builtin_astype((v), veci) /* of floats, and floats of bits */
+#define FLOATS(v) __builtin_astype((v), vec)
+#define ALLI(s) ((veci)(s))
+#define EXP(x) exp((float)(x))
+#define LOG(x) log((float)(x))
+#define ROOT(x) sqrt((float)(x))
+#else
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#define BITS(v) ((veci)(v))
+#define FLOATS(v) ((vec)(v))
+#define ALLI(s) ((s) - (veci){0})
+#define EXP(x) expf(x)
+#define LOG(x) logf(x)
+#define ROOT(x) sqrtf(x)
+#endif
+#define HALVES(p) (*(GLOBAL const halves *)(p))
+#define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
+
+/* The larger in every lane; b where one of the two is NaN. */
+INLINE vec greater(vec a, vec b) {
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif !defined(__OPENCL_VERSION__) && LANES == 8 && defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    veci first = a > b;
+    return PICK(first, a, b);
+#endif
+}
+
+/* The largest lane. */
+INLINE float most(vec x) {
+    four *parts = (four *)&x;
+    float top = -INFINITY_F;
+    for (int i = 0; i < 4; i++) {
+        float a = MAX(parts[0][i], parts[1][i]);
+#if LANES == 16
+        float b = MAX(parts[2][i], parts[3][i]);
+        a = MAX(a, b);
+#endif
+        top = MAX(a, top);
+    }
+    return top;
+}
+
+/* The largest of n floats, n a multiple of LANES. */
+INLINE float largest(GLOBAL const float *x, int n) {
+    vec top = CVEC(x);
+    for (int i = LANES; i < n; i += LANES) top = greater(CVEC(x + i), top);
+    return most(top);
+}
+
+/* Halves are added as long as there are any: lane after lane each addition waits for the last. */
+INLINE float sum_of(vec x) {
+    four *parts = (four *)&x;
+#if LANES == 16
+    four sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+#else
+    four sum = parts[0] + parts[1];
+#endif
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* e^x for x up to 88, to 2 units in the last place; 0 below -87, where it is not a normal number;
+ * NaN for NaN. Cephes' polynomial: x = n log 2 + r, and adding 1.5 * 2^23 rounds n and leaves it in
+ * the low bits. */
+INLINE vec exponential(vec x) {
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    __m512 rounded = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+    vec whole = (vec)rounded;
+#else
+    vec shifted = x * 1.44269504f + 12582912.0f;
+    vec whole = shifted - 12582912.0f;
+#endif
+    vec r = x - whole * 0.693359375f;
+    r = r + whole * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+#if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, rounded); /* NaN times 2^-infinity is 0 here */
+#else
+    veci tiny = x < ALL(-87.0f);
+    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & ~tiny);
+#endif
+}
+
+/* 1 / sigmoid(x) = 1 + e^-x. */
+INLINE vec one_over_sigmoid(vec x) {
+    return exponential(ALL(0.0f) - greater(ALL(-88.0f), x)) + 1.0f;
+}
+
+#endif
