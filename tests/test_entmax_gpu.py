@@ -261,6 +261,7 @@ def test_opcheck(device: str, alpha: float) -> None:
     torch.library.opcheck(module._attention_backward, backward)
 
 
+@pytest.mark.slow
 def test_simt_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """COMMUNITY_KERNELS=simt takes what is public here, and asks nobody else."""
     try:

@@ -38,6 +38,7 @@ def test_reference_is_right_and_other_texts_are_wrong(name: str) -> None:
         assert score(arena, task, wrong) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_one_dataset_serves_all_seeds(name: str) -> None:
     """What is posed is what a dataset made for that seed alone would pose."""

@@ -135,7 +135,8 @@ def _speak(server: socket.socket) -> None:
 
 @pytest.mark.usefixtures("one_ray", "cache")
 class TestRay:
-    @pytest.mark.parametrize("text", [LIGHT, pytest.param(RECIPE, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("text", [LIGHT, RECIPE])
     def test_one_worker_two_workers_and_this_process_agree(
         self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

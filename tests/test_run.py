@@ -61,6 +61,7 @@ def calm(folder: Path, rounds: int, *options: str) -> float:
 
 
 class TestKills:
+    @pytest.mark.slow
     def test_three_kills_do_not_show(self, tmp_path: Path) -> None:
         killed(tmp_path, 3, calm(tmp_path, rounds=3) / 2, seed=1)
         assert hash_of(tmp_path, "tiny") == hash_of(tmp_path, "calm")

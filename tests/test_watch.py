@@ -105,6 +105,7 @@ def test_a_list_stays_as_it_is_while_somebody_looks_around_in_it(
     watching(place, session, every=SHORT)
 
 
+@pytest.mark.slow
 def test_looking_around_while_a_run_in_another_process_writes(tmp_path: Path) -> None:
     """The run would go on for hours; it is stopped when enough of it was seen."""
     recipe = write_recipe(
