@@ -2,7 +2,7 @@
 #                (ARGS passes options on: make run ARGS="--rounds 3 --seed 7")
 # make test      set up everything and run the tests that take seconds, two files at a time
 #                (ARGS="-k ranking" picks)
-# make slow      the tests that take minutes
+# make slow      the tests that take longer, two files at a time
 # make lint      ruff; `make format` mends what it can
 # make types     mypy
 # make install   .venv with every extra the tests use, and nothing more
@@ -21,7 +21,7 @@ test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: install
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 lint: install
 	@$(BIN)/ruff check .
