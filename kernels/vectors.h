@@ -1,5 +1,4 @@
-/* What the dialect's vectors do not offer by themselves: bits, choices, sums, e^x.
- */
+/* What the dialect's vectors do not offer by themselves: bits, choices, sums, e^x. */
 #ifndef VECTORS_H
 #define VECTORS_H
 #include "items.h"
