@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from community.errors import CommunityError
 from community.kernels import (
     bench_attention,
     bench_entmax,
@@ -50,11 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU")
+    if asked.json and not asked.json.absolute().parent.is_dir():
+        parser.error(f"there is no folder {asked.json.parent} for the figures")
+    try:
+        name, why = backend(asked.device)
+    except CommunityError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     wanted = asked.op or sorted(OPERATIONS)
     if not _all_match(wanted, asked.device, asked.quick):
         return 1
-    name, why = backend(asked.device)
     print(f"{name} ({why}), one thread; a ratio above 1 means ours is faster")
     rows = []
     for op in wanted:

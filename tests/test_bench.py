@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from community.kernels import bench
+from community.kernels.backend import backend
 from community.kernels.timing import Case, timed, worst
 
 
@@ -35,6 +36,28 @@ def test_a_wrong_result_is_named_and_never_timed(
     assert bench.main(["--op", "attention"]) == 1
     said = capsys.readouterr().out
     assert "halved: 5.0e-01" in said and "ms" not in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "told"),
+    [
+        ("fpga", [], "unknown COMMUNITY_KERNELS backend 'fpga'"),
+        ("", ["--json", "nowhere/figures.json"], "there is no folder nowhere for the figures"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_computed(
+    variable: str,
+    given: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COMMUNITY_KERNELS", variable)
+    backend.cache_clear()
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--op", "attention", *given])
+    backend.cache_clear()
+    assert stopped.value.code == 2 and told in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nan_and_other_shapes_are_no_match() -> None:
