@@ -26,7 +26,6 @@ from community.kernels.weights import (
 ROWS = 96  # tokens in one pass, and sequences in a block, at most
 CACHE = 2**28  # floats of keys and values that a block may have: 1 GiB
 NEAR = 2**21  # floats of keys and values that stay near the processor: 8 MiB
-HELD = 2**24  # bytes of weights that stay near the processor: 16 MiB
 KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
 GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
 FAR = 2**20  # no rotary position is beyond it
@@ -225,19 +224,19 @@ class LanguageModel:
         """Rows in blocks, as many a time as may run at once, with memory for rows that grow by
         `more` tokens.
 
-        Every step reads all that a block has cached: blocks are small enough for that to stay
-        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens), unless
-        the weights, which every step reads as well, are not near either. Two tiles of 6 rows, or
-        three of 8, compute for as long as it takes to fetch the weights that they share.
+        Every step reads all that a block has cached and all weights. Small blocks leave the cache
+        near the processor (1.4 times as fast at width 128 and 96 sequences of 144 tokens), large
+        ones read the weights less often: a block reads as much cache as weights on average, or
+        more if that is near all the same. Two tiles of 6 rows, or three of 8, compute for as long
+        as it takes to fetch the weights that they share.
         """
         if not order:
             return
         span = _span(max(map(len, rows)) + more)
         each = _token_floats(self.layout) * span
         tile, few = (8, 24) if lanes() == 16 else (6, 12)
-        if self.weights.numel() > HELD:
-            few = ROWS
-        most = max(1, min(ROWS, max(few, NEAR // each), CACHE // each))
+        even = 2 * self.weights.numel() // (4 * each)  # half of the span is cached on average
+        most = max(1, min(ROWS, max(few, even, NEAR // each), CACHE // each))
         most -= most % tile if most > tile else 0  # what is left over would fill no tile
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
