@@ -389,22 +389,26 @@ static void compare(GLOBAL const float *query, int size, GLOBAL const float *key
 }
 
 /* y = sum of share * value over whole blocks of tokens, divided by `total`. Writes `size` floats, a
- * multiple of WIDE. Every fourth token has a sum of its own. */
-#define BLEND(t)                                                                                \
-    s = shares[t], low##t += s * CVEC(v + t * size), high##t += s * CVEC(v + t * size + LANES);
+ * multiple of WIDE. Blocks are read four at a time, as memory likes it, each into sums of its own. */
+#define BLEND(b)                                                                                \
+    s = shares[b * LANES + t], low##b += s * CVEC(v + (i64)b * next),                           \
+    high##b += s * CVEC(v + (i64)b * next + LANES);
+#define BLENDS(n, EACH)                                                                         \
+    for (; left >= n; left -= n, shares += n * LANES, v += (i64)n * next - LANES * size)        \
+        for (int t = 0; t < LANES; t++, v += size) {                                            \
+            float s;                                                                            \
+            EACH(BLEND)                                                                         \
+        }
 static void blend(GLOBAL const float *shares, GLOBAL const float *values, int size, int next,
                   int blocks, float total, GLOBAL float *y) {
-    for (int i = 0; i < size; i += WIDE) {
+    for (int i = 0; i < size; i += WIDE, shares -= blocks * LANES) {
         vec low0 = ALL(0.0f), low1 = low0, low2 = low0, low3 = low0;
         vec high0 = low0, high1 = low0, high2 = low0, high3 = low0;
-        for (int b = 0; b < blocks; b++) {
-            GLOBAL const float *v = values + (i64)b * next + i;
-            for (int t = 0; t < LANES; t += 4, shares += 4, v += 4 * size) {
-                float s;
-                FOUR(BLEND)
-            }
-        }
-        shares -= blocks * LANES;
+        GLOBAL const float *v = values + i;
+        int left = blocks;
+        BLENDS(4, FOUR)
+        BLENDS(2, TWO)
+        BLENDS(1, ONE)
         VEC(y + i) = ((low0 + low1) + (low2 + low3)) / total;
         VEC(y + i + LANES) = ((high0 + high1) + (high2 + high3)) / total;
     }
