@@ -674,7 +674,7 @@ KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const flo
                                 copy(m.n + (i64)r * width, m.n + (i64)asked * width, width);
                             m.live[asked++] = r;
                         }
-                    predict(&m, head, asked);
+                    if (asked) predict(&m, head, asked);
                     for (int a = 0; a < asked; a++) {
                         int r = m.live[a], all = first + m.slot[r];
                         int word = tokens[starts[all] + m.at[r] + 1];

@@ -110,8 +110,7 @@ class LanguageModel:
             draws = torch.zeros(len(prompts), max_tokens, dtype=torch.float64)
         elif draws is None or draws.shape != (len(prompts), max_tokens):
             raise ValueError(f"sampling needs draws of shape ({len(prompts)}, {max_tokens})")
-        longest = max((p[-1] for p in places), default=0) + max_tokens
-        self._turn(longest)
+        self._turn(max((max(*p, p[-1] + max_tokens - 1) for p in places), default=0) + 1)
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs = [0.0] * len(prompts)
         keys = [(tuple(row), tuple(where)) for row, where in zip(prompts, places, strict=True)]

@@ -251,6 +251,28 @@ def test_scores_are_those_of_torch(name: str, backend: str) -> None:
     assert found == pytest.approx(score(model, codec, pairs), abs=2e-4)
 
 
+@pytest.mark.parametrize("start", [1, 95, 96, 97, 149, 150])
+def test_scores_of_the_end_of_a_long_row(start: int, backend: str) -> None:
+    """Whole passes of 96 tokens, or all of them, may have nothing to score."""
+    model = llama()
+    row = [2 + (i * i + i // 7) % (WORDS - 2) for i in range(150)]
+    expected = float(logs(model, row)[range(start - 1, 149), row[start:]].sum())
+    found = LanguageModel(model, program(backend)).score([row, row[:2]], None, [start, 2])
+    assert found == [pytest.approx(expected, rel=1e-5), 0.0]
+
+
+def test_the_last_position_need_not_be_the_largest(backend: str) -> None:
+    model, where = llama(max_position_embeddings=16), [40, 2, 3]
+    answers, logprobs = LanguageModel(model, program(backend)).generate(
+        [[5, 3, 2]], [where], None, 1, None
+    )
+    with torch.no_grad():
+        ids, positions = torch.tensor([[5, 3, 2]]), torch.tensor([where])
+        logs = model(ids, position_ids=positions).logits[0, -1].log_softmax(-1)
+    assert answers == [[int(logs.argmax())]]
+    assert logprobs == [pytest.approx(float(logs.max()), abs=1e-4)]
+
+
 @pytest.mark.parametrize(
     ("name", "weights"),
     [("gpt2", "float32"), ("gpt2-relu", "bfloat16"), ("llama", "int8"), ("llama", "float32")],
