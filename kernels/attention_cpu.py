@@ -75,7 +75,7 @@ def backward(
     queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
     d, dv = queries.shape[-1], values.shape[-1]
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    moments = torch.zeros(b, h, tq, 3)
+    moments = lse.new_zeros(b, h, tq, 3)
     workers = min(_CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
@@ -103,4 +103,5 @@ def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
     """As ROOM in attention.c."""
     padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
     width = keys.shape[3] + values.shape[3] + 1
-    return torch.empty(workers * (2 * BQ * BK + 2 * BQ + padded * width))
+    count = workers * (2 * BQ * BK + 2 * BQ + padded * width)
+    return keys.new_empty(count, dtype=torch.float32)

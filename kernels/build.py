@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache as cache_calls
 from functools import lru_cache
@@ -112,6 +112,16 @@ def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
         raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
     made: SimtProgram = import_module("community.kernels.opencl").ClSimtProgram(name, flags)
     return made
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for kernels on the processor, whatever torch's default dtype and device are."""
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
+def numbers(values: Iterable[float], dtype: torch.dtype = torch.int32) -> Tensor:
+    """Values as kernels on the processor read them, whatever torch's defaults are."""
+    return torch.tensor(list(values), dtype=dtype, device="cpu")
 
 
 def _c_type(value: Argument) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from community.kernels.backend import kernels
+from community.kernels.build import zeros
 from community.kernels.routing import DTYPES, Route
 from community.kernels.tracing import Operation, known, remember, traced
 
@@ -125,7 +126,7 @@ def _moved(
             if pairs is not None and not pairs.is_floating_point():
                 _check_pairs(pairs)
         return False
-    fault = torch.zeros(1, dtype=torch.int32)
+    fault = zeros(1, dtype=torch.int32)
     others = [None if y is None else y.contiguous() for y in rest]
     run(f"{kernel}_{kind}", x.contiguous(), *others, out, fault, x.shape[1], k, items=items)
     if fault.item():

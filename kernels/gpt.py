@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from community.kernels.build import CProgram, Program, lanes
+from community.kernels.build import CProgram, Program, lanes, numbers, zeros
 from community.kernels.weights import (
     Layout,
     Part,
@@ -76,7 +76,7 @@ class LanguageModel:
         self._kind, self._table = KINDS.index(kind), int(half)
         packed = [_packed(part, self._kind, self._table) for part in parts]
         self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
-        self._turns = torch.empty(0)
+        self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 
     def generate(
@@ -107,7 +107,7 @@ class LanguageModel:
             raise ValueError("top_p is above 0, top_k 0 or more, and min_p from 0 to 1")
         places = self._checked(prompts, positions)
         if temperature == 0:
-            draws = torch.zeros(len(prompts), max_tokens, dtype=torch.float64)
+            draws = zeros(len(prompts), max_tokens, dtype=torch.float64)
         elif draws is None or draws.shape != (len(prompts), max_tokens):
             raise ValueError(f"sampling needs draws of shape ({len(prompts)}, {max_tokens})")
         self._turn(max((max(*p, p[-1] + max_tokens - 1) for p in places), default=0) + 1)
@@ -122,9 +122,9 @@ class LanguageModel:
                 first: dict[Any, int] = {}
                 for i in block:
                     source.append(first.setdefault(keys[i], len(source)))
-            said = torch.zeros(len(ids), max_tokens, dtype=torch.int32)
-            counts = torch.zeros(len(ids), dtype=torch.int32)
-            total = torch.zeros(len(ids), dtype=torch.float64)
+            said = zeros(len(ids), max_tokens, dtype=torch.int32)
+            counts = zeros(len(ids), dtype=torch.int32)
+            total = zeros(len(ids), dtype=torch.float64)
             self._launch(
                 "generate",
                 [[*prompts[i]] for i in ids],
@@ -171,7 +171,7 @@ class LanguageModel:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for blocks, memory in self._blocks(order, rows, 0):
             ids = [i for block in blocks for i in block]
-            total = torch.zeros(len(ids), dtype=torch.float64)
+            total = zeros(len(ids), dtype=torch.float64)
             self._launch(
                 "score",
                 [[*rows[i]] for i in ids],
@@ -200,18 +200,18 @@ class LanguageModel:
         """Run a kernel on blocks of rows; `each` is one number a row."""
         self.program(
             kernel,
-            _numbers(self.layout, self._places, self._kind, self._table, memory.slots),
+            _shape(self.layout, self._places, self._kind, self._table, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
-            ints(t for row in rows for t in row),
-            ints(p for where in places for p in where),
-            ints(accumulate(map(len, rows), initial=0)),
-            ints(each),
-            ints(accumulate(map(len, blocks), initial=0)),
+            numbers(t for row in rows for t in row),
+            numbers(p for where in places for p in where),
+            numbers(accumulate(map(len, rows), initial=0)),
+            numbers(each),
+            numbers(accumulate(map(len, blocks), initial=0)),
             memory.floats,
             memory.ints,
-            torch.tensor([memory.floats.shape[1], memory.ints.shape[1]]),
+            numbers((memory.floats.shape[1], memory.ints.shape[1]), torch.int64),
             memory.span,
             *more,
             items=len(blocks),
@@ -244,7 +244,10 @@ class LanguageModel:
         floats, notes = _room(self.layout, span, slots)
         places = min(at_once, len(blocks))
         memory = Memory(
-            torch.empty(places, floats), torch.empty(places, notes, dtype=torch.int32), span, slots
+            torch.empty(places, floats, dtype=torch.float32, device="cpu"),
+            zeros(places, notes, dtype=torch.int32),
+            span,
+            slots,
         )
         for n in range(0, len(blocks), at_once):
             yield blocks[n : n + at_once], memory
@@ -273,13 +276,8 @@ class LanguageModel:
             return
         speeds, scale = self._rotary
         self._places = max(places, self.layout.places)
-        angles = torch.arange(self._places).float()[:, None] * speeds
+        angles = torch.arange(self._places, device="cpu").float()[:, None] * speeds
         self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
-
-
-def ints(values: Any) -> Tensor:
-    """Numbers as the kernels read them."""
-    return torch.tensor(list(values), dtype=torch.int32)
 
 
 def panel() -> int:
@@ -296,13 +294,13 @@ def _span(tokens: int) -> int:
     return -(-tokens // lanes()) * lanes()
 
 
-def _numbers(layout: Layout, places: int, kind: int, table: int, slots: int) -> Tensor:
+def _shape(layout: Layout, places: int, kind: int, table: int, slots: int) -> Tensor:
     """`shape` of gpt.c: with as many positions as the table has now, the kinds of the weights and
     of the embeddings, and the sequences that a cache has room for."""
     x = layout
     sizes = (x.layers, x.width, x.heads, x.groups, x.size, x.hidden, x.words, places)
     ways = (x.rms, x.gated, x.activation, x.learned, x.whitened)
-    return torch.tensor([*sizes, *ways, kind, table, ROWS, slots], dtype=torch.int32)
+    return numbers((*sizes, *ways, kind, table, ROWS, slots))
 
 
 def _room(layout: Layout, span: int, slots: int) -> tuple[int, int]:
@@ -345,7 +343,7 @@ def _packed(part: Part, kind: int, table: int) -> Tensor:
     if isinstance(part, Vector):
         return _floats(part.weight)
     if isinstance(part, Ready):
-        head = torch.cat([part.factors, torch.tensor([float(part.turns)])])
+        head = torch.cat([part.factors, numbers([float(part.turns)], torch.float32)])
         return torch.cat([_floats(x) for x in (head, *part.norms)])
     if isinstance(part, Table):
         rows = _row(part.weight).view(-1, panel())

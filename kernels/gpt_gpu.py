@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from community.kernels.backend import simt
-from community.kernels.build import Argument, SimtProgram
-from community.kernels.gpt import LanguageModel, Memory, ints
+from community.kernels.build import Argument, SimtProgram, numbers, zeros
+from community.kernels.gpt import LanguageModel, Memory
 from community.kernels.weights import Layout, Part, Product, Ready, Unsupported, Vector, parts_of
 
 THREADS, ROWS, AHEAD, WAYS = 128, 10, 4, 8  # as in gpt.cu
@@ -83,7 +83,7 @@ class GpuLanguageModel(LanguageModel):
         self.weights = torch.cat([x.to(self.device) for x in flat])
         if self._rotary:  # cosines and sines are made on the processor
             self._rotary = self._rotary[0].cpu(), self._rotary[1]
-        self._turns = torch.empty(0)
+        self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 
     def _launch(
@@ -100,13 +100,13 @@ class GpuLanguageModel(LanguageModel):
         team = self.team
         self._turns = self._turns.to(self.device)
         lists = [
-            ints(t for row in rows for t in row),
-            ints(p for where in places for p in where),
-            ints(accumulate(map(len, rows), initial=0)),
-            ints(each),
-            ints(accumulate(map(len, blocks), initial=0)),
+            numbers(t for row in rows for t in row),
+            numbers(p for where in places for p in where),
+            numbers(accumulate(map(len, rows), initial=0)),
+            numbers(each),
+            numbers(accumulate(map(len, blocks), initial=0)),
         ]
-        sizes = torch.tensor([memory.floats.shape[1], memory.ints.shape[1]])
+        sizes = numbers((memory.floats.shape[1], memory.ints.shape[1]), torch.int64)
         moved = [x.to(self.device) if isinstance(x, Tensor) else x for x in more]
         given: list[Argument] = [_shape(self.layout, self._places).to(self.device), self.weights]
         given += [self._turns, self.layout.epsilon, *(x.to(self.device) for x in lists)]
@@ -133,7 +133,7 @@ class GpuLanguageModel(LanguageModel):
         floats, notes = _room(self.layout, span, slots, self.team.blocks)
         at_once = max(1, min(len(blocks), MOST // floats))
         memory = Memory(
-            torch.empty(at_once, floats, device=self.device),
+            torch.empty(at_once, floats, dtype=torch.float32, device=self.device),
             torch.empty(at_once, notes, dtype=torch.int32, device=self.device),
             span,
             slots,
@@ -157,7 +157,7 @@ def _shape(layout: Layout, places: int) -> Tensor:
     """`shape` of gpt.cu, with as many positions as there are now."""
     one = (layout.layers, layout.width, layout.heads, layout.groups, layout.size, layout.hidden)
     two = (layout.words, places, layout.rms, layout.gated, layout.activation, layout.learned)
-    return torch.tensor([*one, *two, layout.places], dtype=torch.int32)
+    return numbers((*one, *two, layout.places))
 
 
 def _room(layout: Layout, span: int, slots: int, team: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from community.kernels.backend import kernels
-from community.kernels.build import Program
+from community.kernels.build import Program, zeros
 
 MAGIC = b"CMLW"
 VERSION = 2
@@ -114,7 +114,7 @@ def _decompress(
         if size != values * dtype.itemsize:
             raise ValueError("damaged compressed weights: the header contradicts itself")
         if not values:
-            return torch.empty(shape, dtype=dtype) if out is None else out
+            return zeros(*shape, dtype=dtype) if out is None else out
         plain = torch.from_numpy(payload.copy()).view(dtype).view(shape)
         return plain if out is None else out.copy_(plain)
     # whole units are written, so only tensors of whole units are written in place
@@ -249,10 +249,10 @@ def _decode(
         place = block * BLOCK + places.copy().view("<u2") % BLOCK
         found[place[place < len(found)]] = exponents[place < len(found)]
         return _joined(dtype, found, raw, rest)[:values]
-    out = torch.empty(units * UNIT, dtype=dtype) if out is None else out
+    out = torch.empty(units * UNIT, dtype=dtype, device="cpu") if out is None else out
     extra = () if dtype == torch.bfloat16 else (_tensor(rest),)
     name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
-    damaged = torch.zeros(1, dtype=torch.int32)
+    damaged = zeros(1, dtype=torch.int32)
     # an empty field has no memory: the table stands in, and nothing of it is read
     fields = [_tensor(x if len(x) else table) for x in (planes, second, third, table)]
     fields += [torch.from_numpy(starts), _tensor(raw), *extra]
@@ -319,7 +319,7 @@ def _checksum(head: bytes, payload: Bytes, run: Program | None = None) -> int:
     rows = len(payload) // (4 * _LANES)
     whole, tail = payload[: rows * 4 * _LANES], payload[rows * 4 * _LANES :]
     if run is not None and 0 < rows < 2**31:
-        made = torch.empty(2 * _LANES, dtype=torch.int32)
+        made = zeros(2 * _LANES, dtype=torch.int32)
         run("checksum", _tensor(whole), made, rows, items=1)
         sums = made.numpy().astype("<i4").tobytes()
     else:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from community.kernels.build import Program, lanes
+from community.kernels.build import Program, lanes, numbers, zeros
 from community.kernels.trainable import lay_out, read, stride
 
 FAR = 2**20  # no rotary position is beyond it
@@ -54,7 +53,7 @@ class Trainer:
         self._lay(model)
         self._keep_rows(rows, positions)
         self._matrices(muon)
-        self._turns, self._known = torch.zeros(0), self.sizes.places
+        self._turns, self._known = zeros(0), self.sizes.places
         self.steps = 0
 
     # -- steps -----------------------------------------------------------------------------
@@ -73,13 +72,13 @@ class Trainer:
         """The loss of these rows; its gradients are kept for `update`. Raises ValueError."""
         offsets = [0] * len(picked) if offsets is None else offsets
         count = self._checked(picked, offsets)
-        loss = torch.zeros(1)
+        loss = zeros(1)
         self.program(
             "train_gradients",
             *(self._shape, self.sizes.epsilon, self.sizes.sharpness, self.weights, self._turned),
             *(self.gradient, self._places, self._turns, self._memory, self._notes),
-            *(self._tokens, self._where, self._starts, self._begins, _ints(picked)),
-            *(_ints(offsets), len(picked), count, loss),
+            *(self._tokens, self._where, self._starts, self._begins, numbers(picked)),
+            *(numbers(offsets), len(picked), count, loss),
             items=1,
         )
         return float(loss)
@@ -94,7 +93,13 @@ class Trainer:
         rates = [self.clip, rate / first, kept[0], math.sqrt(second), muon, kept[1]]
         self.program(
             "train_update",
-            *(self._parts, len(self._parts), torch.tensor(rates), self.weights, self.gradient),
+            *(
+                self._parts,
+                len(self._parts),
+                numbers(rates, torch.float32),
+                self.weights,
+                self.gradient,
+            ),
             *(self._means, self._squares, self._scratch),
             items=1,
         )
@@ -107,7 +112,7 @@ class Trainer:
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Parameter of torch -> its values in `weights` or `gradient`, copied."""
-        found: dict[str, Tensor] = {n: torch.empty(shape) for n, shape in self._shapes.items()}
+        found: dict[str, Tensor] = {n: zeros(*shape) for n, shape in self._shapes.items()}
         for piece in self.pieces:
             piece.of(found[piece.name]).copy_(piece.within(flat))
         return found
@@ -121,10 +126,10 @@ class Trainer:
         at, size = lay_out(self.sizes)
         if self.sizes.tied:
             at["head"] = at["embedding"]
-        self._places = torch.tensor([*at.values(), size])
-        self.weights, self.gradient = torch.zeros(size), torch.zeros(size)
-        self._turned = torch.zeros(size)
-        self._means, self._squares = torch.zeros(size), torch.zeros(size)
+        self._places = numbers((*at.values(), size), torch.int64)
+        self.weights, self.gradient = zeros(size), zeros(size)
+        self._turned = zeros(size)
+        self._means, self._squares = zeros(size), zeros(size)
         for piece in self.pieces:
             piece.within(self.weights).copy_(piece.of(parameters[piece.name]))
 
@@ -142,10 +147,10 @@ class Trainer:
                 raise ValueError("what is to be learned begins at place 1 to the row's length")
             if min(row) < 0 or max(row) >= self.sizes.words:
                 raise ValueError(f"tokens are from 0 to {self.sizes.words - 1}")
-        self._tokens = _ints(t for row, _ in rows for t in row)
-        self._where = _ints(p for where in places for p in where)
-        self._starts = _ints(accumulate((len(row) for row, _ in rows), initial=0))
-        self._begins = _ints(begin for _, begin in rows)
+        self._tokens = numbers(t for row, _ in rows for t in row)
+        self._where = numbers(p for where in places for p in where)
+        self._starts = numbers(accumulate((len(row) for row, _ in rows), initial=0))
+        self._begins = numbers(begin for _, begin in rows)
         self._learned = [len(row) - begin for row, begin in rows]
         self._extent = [(min(where), max(where)) for where in places]
         span = max((len(row) - 1 for row, _ in rows), default=0)
@@ -153,9 +158,9 @@ class Trainer:
         s = self.sizes
         fields = (s.layers, s.width, s.heads, s.groups, s.size, s.hidden, s.words)
         more = (s.rms, s.gated, s.activation, s.learned, s.silent, block, span)
-        self._shape = _ints((*fields, *more))
-        self._memory = torch.zeros(s.room(block, span))
-        self._notes = torch.zeros(7 * block, dtype=torch.int32)
+        self._shape = numbers((*fields, *more))
+        self._memory = zeros(s.room(block, span))
+        self._notes = zeros(7 * block, dtype=torch.int32)
 
     def _matrices(self, muon: Collection[str]) -> None:
         """What `train_update` reads of every piece, and the memory Muon needs."""
@@ -174,20 +179,21 @@ class Trainer:
                     p.flipped,
                 )
                 for p in sorted(self.pieces, key=lambda p: number[p.name])
-            ]
+            ],
+            device="cpu",
         )
         needed = 0
         for shape in (self._shapes[name] for name in muon):
             apart = stride(min(shape))
             needed = max(needed, apart * (1 + 2 * max(shape) + 2 * min(shape)))
-        self._scratch = torch.zeros(needed + lanes())
+        self._scratch = zeros(needed + lanes())
 
     def _turn(self, places: int) -> None:
         """Have cosines and sines of so many positions, (positions, 2, size / 2)."""
         if self._rotary is None or places <= self._known or places > FAR:
             return
         self._known = max(places, 2 * self._known)
-        turns = self._rotary(torch.zeros(1), torch.arange(self._known)[None])
+        turns = self._rotary(zeros(1), torch.arange(self._known, device="cpu")[None])
         half = self.sizes.size // 2
         self._turns = torch.stack([x[0, :, :half] for x in turns], 1).contiguous()
 
@@ -207,7 +213,3 @@ class Trainer:
         if low < 0 or high >= self._known:
             raise ValueError(f"positions are from 0 to {self._known - 1}")
         return count
-
-
-def _ints(values: Any) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int32)

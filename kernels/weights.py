@@ -218,12 +218,12 @@ def _sharpness(config: Any, layout: Layout) -> Tensor:
     kind = config._attn_implementation or "eager"
     if kind not in _ATTENTIONS:
         raise Unsupported(f"attention {kind}")
-    temperature = torch.ones(())
+    temperature = torch.ones((), dtype=torch.float32, device="cpu")
     if kind == "community":
         if getattr(config, "attention_sink", False):
             raise Unsupported("attention_sink")
         given = getattr(config, "attention_temperature", None)
-        temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32)
+        temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32).cpu()
     return (layout.size**-0.5 / temperature).expand(layout.heads)
 
 

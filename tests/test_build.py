@@ -11,10 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_gpt import llama
+from torch import Tensor, nn
 
 from community.errors import CommunityError
 from community.kernels import backend as chosen
 from community.kernels import build
+from community.kernels.attention import attention
+from community.kernels.dispatch import combine, dispatch
+from community.kernels.entmax import entmax_attention
+from community.kernels.gpt import LanguageModel
+from community.kernels.lossless import compress, decompress
+from community.kernels.routing import route
+from community.kernels.train import Trainer
 
 SCALE = """
 import torch
@@ -125,3 +134,52 @@ def test_another_source_is_another_build(cache: Path, monkeypatch: pytest.Monkey
     assert build.compiled("probe") == first
     assert build.compiled("probe", ("-DOTHER",)) != first
     assert os.access(first, os.R_OK)
+
+
+def everything(model: nn.Module) -> list[Tensor]:
+    """Numbers of every operation that makes memory of its own, with gradients."""
+    made = torch.Generator("cpu").manual_seed(0)
+
+    def given(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=made, dtype=torch.float32, device="cpu")
+
+    q, k, v = (given(2, 4, 17, 24).requires_grad_() for _ in range(3))
+    temperature = (given(4).abs() + 0.5).requires_grad_()
+    out, lse = attention(q, k, v, temperature=temperature, causal=True)
+    sparse = entmax_attention(q, k, v, temperature=temperature)
+    rows, logits = given(9, 16).requires_grad_(), given(9, 4).requires_grad_()
+    chosen = route(logits, 2)
+    moved = combine(dispatch(rows, chosen), chosen)
+    total = sum(x.square().sum() for x in (out, lse, sparse, moved))
+    found = [out, lse, sparse, moved]
+    found += torch.autograd.grad(total, (q, k, v, temperature, rows, logits))
+    for weights in (given(3, 5000), given(3, 5000).bfloat16(), given(3, 5000).half(), given(0, 3)):
+        found.append(decompress(compress(weights)))
+    rows_of = [([3, 4, 5, 6], 1), ([7, 8, 9], 1)]
+    answers = LanguageModel(model, build.program("gpt", "c")).generate(
+        [[3, 4], [6]], None, None, 6, None
+    )
+    trainer = Trainer(model, build.program("train", "c"), rows_of)
+    losses = [trainer.step([0, 1], None, 1e-3) for _ in range(3)]
+    return [
+        *found,
+        *(torch.tensor(x, dtype=torch.float64, device="cpu") for x in (answers[1], losses)),
+    ]
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+@needs_compiler
+def test_what_torch_takes_by_default_does_not_matter(default: torch.dtype | str) -> None:
+    model = llama()  # made by transformers, which takes the defaults
+    expected = everything(model)
+    try:
+        if isinstance(default, str):
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
+        found = everything(model)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
