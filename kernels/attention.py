@@ -16,6 +16,7 @@ from community.kernels import attention_cpu, attention_gpu
 from community.kernels.tracing import Operation, known, remember, traced
 
 _HALVES = (torch.float16, torch.bfloat16)
+_NO_TEMPERATURE = "temperature must be positive and finite"
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 
 
@@ -205,7 +206,7 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
             return remember(temperature)
     elif temperature is None or (temperature > 0 and math.isfinite(temperature)):
         return
-    raise ValueError("temperature must be positive and finite")
+    raise ValueError(_NO_TEMPERATURE)
 
 
 def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
@@ -221,6 +222,21 @@ def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
     if bool(((lengths < 1) | (lengths > k.shape[2])).any()):
         raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
     remember(lengths, k.shape[2])
+
+
+def with_values(k: Tensor, factor: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """The lengths, once an operation that was traced is given numbers: `check` saw none.
+
+    Raises ValueError for what `check` refuses. A look at a GPU's numbers would wait for all that it
+    was given before; lengths beyond the keys are all the keys there.
+    """
+    if k.is_cuda:
+        return None if lengths is None else lengths.clamp(max=k.shape[2])
+    if not all(0 < x < math.inf for x in factor.tolist()):
+        raise ValueError(_NO_TEMPERATURE)
+    if lengths is not None:
+        _check_lengths(k, k, lengths)
+    return lengths
 
 
 def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:
@@ -258,7 +274,19 @@ def _computed(
     return out.to(q.dtype), lse
 
 
-_attention = torch.library.custom_op("community::attention", _computed, mutates_args=())
+def _operation(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    return _computed(q, k, v, factor, mask, with_values(k, factor, lengths), causal)
+
+
+_attention = torch.library.custom_op("community::attention", _operation, mutates_args=())
 
 
 @_attention.register_fake

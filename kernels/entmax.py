@@ -24,6 +24,7 @@ from community.kernels.attention import (
     factors,
     scores,
     shared,
+    with_values,
 )
 from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
@@ -201,7 +202,20 @@ def _attended(
     return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
 
 
-_attention = torch.library.custom_op("community::entmax_attention", _attended, mutates_args=())
+def _operation(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    causal: bool,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    return _attended(q, k, v, factor, mask, with_values(k, factor, lengths), causal, alpha)
+
+
+_attention = torch.library.custom_op("community::entmax_attention", _operation, mutates_args=())
 
 
 @_attention.register_fake

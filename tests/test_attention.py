@@ -19,6 +19,7 @@ from community.kernels import attention_gpu
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program, simt_program
+from community.kernels.entmax import entmax_attention
 
 SIZES = st.tuples(
     *(st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
@@ -236,6 +237,26 @@ def test_bad_input(message: str) -> None:
     for run in (attention, reference):
         with pytest.raises(ValueError, match=message):
             run(*inputs, **options)
+
+
+@pytest.mark.parametrize("operation", [attention, entmax_attention])
+def test_bad_numbers_in_a_compiled_model(operation: Any) -> None:
+    """While a model is traced there are no numbers to look at; those that come later are."""
+
+    def asked(x: Tensor, lengths: Tensor, temperature: Tensor) -> Any:
+        return operation(x, x, x, lengths=lengths, temperature=temperature)
+
+    x, one = torch.randn(2, 2, 6, 8), torch.ones(2)
+    compiled = torch.compile(asked, backend="aot_eager", fullgraph=True)
+    good = (x, torch.tensor([3, 6]), one)
+    for a, b in zip(compiled(*good), asked(*good), strict=True):
+        assert torch.equal(a, b)
+    for lengths in ([0, 6], [3, 7], [3, 10**6], [-3, 6]):
+        with pytest.raises(ValueError, match="between 1 and 6"):
+            compiled(x, torch.tensor(lengths), one)
+    for temperature in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="positive and finite"):
+            compiled(x, torch.tensor([3, 6]), torch.tensor([1.0, temperature]))
 
 
 SANITIZED = """
