@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,16 @@ class _Compiled:
         except cl.Error as error:
             raise BuildError(f"OpenCL does not compile {source}: {error}") from error
         self._kernels: dict[str, Any] = {}
+        self._alone = Lock()
 
     def launch(self, kernel: str, arguments: tuple[Any, ...], size: int, group: int) -> None:
         """Run `size` work items in groups of `group`, and wait for them."""
-        found = self._kernels.get(kernel) or self._typed(kernel, arguments)
         passed = [_buffer(x.data_ptr(), x.nbytes) if type(x) in _TENSORS else x for x in arguments]
-        found.set_args(*passed)  # which does not keep them
-        cl.enqueue_nd_range_kernel(self.queue, found, (size,), (group,)).wait()
+        with self._alone:  # a kernel holds the arguments of one call
+            found = self._kernels.get(kernel) or self._typed(kernel, arguments)
+            found.set_args(*passed)  # which does not keep them
+            started = cl.enqueue_nd_range_kernel(self.queue, found, (size,), (group,))
+        started.wait()
 
     def _typed(self, kernel: str, arguments: tuple[Any, ...]) -> Any:
         """A kernel that knows which of its parameters are numbers: without, a call takes 30 us."""

@@ -33,6 +33,22 @@ program("probe", "c")("scale", x, y, 2.0, items=5)
 assert y.tolist() == [0, 2, 4, 6, 8]
 """
 
+THREADS = """
+import sys, threading, torch
+from community.kernels.build import program
+sys.setswitchinterval(1e-6)
+probe, right = program("probe", "opencl"), []
+def work(n):
+    for _ in range(300):
+        x, y = torch.arange(5.0 * n), torch.zeros(5 * n)
+        probe("scale", x, y, float(n), items=5 * n)
+        right.append(torch.equal(y, n * x))
+threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 5)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(right) == 1200 and all(right)
+"""
+
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
 
@@ -72,6 +88,15 @@ def test_opencl() -> None:
         assert scale("opencl") == [i / 2 for i in range(20)]
     except build.BuildError as error:
         pytest.skip(str(error))
+
+
+def test_threads_share_a_kernel() -> None:
+    pytest.importorskip("pyopencl")
+    try:
+        build.program("probe", "opencl")
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    subprocess.run([sys.executable, "-c", THREADS], check=True)
 
 
 @pytest.mark.slow
