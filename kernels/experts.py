@@ -74,19 +74,24 @@ def _check(rows: Tensor, offsets: Tensor, up: Tensor, down: Tensor, activation: 
         raise ValueError(
             f"activation is {activation!r}, and must be one of {', '.join(ACTIVATIONS)}"
         )
-    named = {"rows": rows, "up": up, "down": down}
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
+
+    def shapes() -> str:  # only where they are wrong: torch.compile does not trace words
+        named = {"rows": rows, "up": up, "down": down}
+        return ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
+
     if rows.dim() != 2 or up.dim() != 3 or down.dim() != 3 or 0 in (*up.shape, *down.shape):
-        raise ValueError(f"rows must be (S, D), up (E, 2 I, D) and down (E, Dout, I); got {shapes}")
+        raise ValueError(
+            f"rows must be (S, D), up (E, 2 I, D) and down (E, Dout, I); got {shapes()}"
+        )
     inner = down.shape[2]
     if up.shape[0] != down.shape[0] or up.shape[2] != rows.shape[1]:
-        raise ValueError(f"rows, up and down do not fit together: {shapes}")
+        raise ValueError(f"rows, up and down do not fit together: {shapes()}")
     if up.shape[1] not in (inner, 2 * inner):
         raise ValueError(
-            f"up must give {inner} or {2 * inner} numbers, as down takes; got {shapes}"
+            f"up must give {inner} or {2 * inner} numbers, as down takes; got {shapes()}"
         )
     if rows.dtype not in _DTYPES or not rows.dtype == up.dtype == down.dtype:
-        kinds = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
+        kinds = ", ".join(f"{x.dtype}" for x in (rows, up, down))
         raise ValueError(f"rows, up and down must be of one floating dtype; got {kinds}")
     if offsets.shape != (up.shape[0] + 1,) or offsets.dtype != torch.int64:
         raise ValueError(
