@@ -90,7 +90,8 @@ def _decompress(
 ) -> Tensor:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(f"decompress takes bytes, not {type(data).__name__}")
-    view = memoryview(data).cast("B")
+    view = memoryview(data)
+    view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     if len(view) < _HEAD.size or bytes(view[:4]) != MAGIC:
         raise ValueError("these are not compressed weights: the first bytes are others")
     _, version, kind, method, dims, values, size = _HEAD.unpack_from(view)
@@ -105,7 +106,8 @@ def _decompress(
     (expected,) = _SUM.unpack_from(view, start - _SUM.size)
     if _checksum(head, payload, run) != expected:
         raise ValueError("damaged compressed weights: the checksum differs")
-    if kind >= len(DTYPES) or method not in (_RAW, _CODED) or math.prod(shape) != values:
+    fits = math.prod(shape) == values and math.prod(n or 1 for n in shape) < 2**63
+    if kind >= len(DTYPES) or method not in (_RAW, _CODED) or not fits:
         raise ValueError("damaged compressed weights: the header contradicts itself")
     dtype = DTYPES[kind]
     if out is not None:

@@ -130,6 +130,21 @@ def test_damage_with_a_right_checksum_does_no_harm(dtype: torch.dtype, draw: st.
         assert torch.equal(results[0], results[1])
 
 
+@pytest.mark.parametrize("shape", [(0, 2**63), (0, 2**40, 2**40), (2**64 - 1, 0)])
+def test_empty_shapes_beyond_torch_are_refused(shape: tuple[int, ...]) -> None:
+    head = lossless._HEAD.pack(lossless.MAGIC, lossless.VERSION, 0, lossless._RAW, len(shape), 0, 0)
+    head += np.array(shape, "<u8").tobytes()
+    data = head + lossless._SUM.pack(lossless._checksum(head, np.zeros(0, np.uint8)))
+    with pytest.raises(ValueError, match="contradicts"):
+        lossless.decompress(data)
+
+
+def test_bytes_that_lie_apart() -> None:
+    weights = torch.randn(3000)
+    apart = np.repeat(np.frombuffer(lossless.compress(weights), np.uint8), 2)
+    assert torch.equal(lossless.decompress(memoryview(apart.tobytes())[::2]), weights)
+
+
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_refused(data: bytes) -> None:
     for start in (b"", lossless.MAGIC, lossless.MAGIC + b"\x01"):
