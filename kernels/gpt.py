@@ -110,6 +110,10 @@ class LanguageModel:
             draws = zeros(len(prompts), max_tokens, dtype=torch.float64)
         elif draws is None or draws.shape != (len(prompts), max_tokens):
             raise ValueError(f"sampling needs draws of shape ({len(prompts)}, {max_tokens})")
+        elif not bool(((draws >= 0) & (draws < 1)).all()):
+            raise ValueError("draws are numbers from 0 to below 1")
+        if end is None or not 0 <= end < self.layout.words:
+            end = -1  # which never comes
         self._turn(max((max(*p, p[-1] + max_tokens - 1) for p in places), default=0) + 1)
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs = [0.0] * len(prompts)
@@ -138,7 +142,7 @@ class LanguageModel:
                 min(top_k, self.layout.words),
                 float(min_p),
                 max_tokens,
-                -1 if end is None else end,
+                end,
                 said,
                 counts,
                 total,

@@ -501,6 +501,8 @@ BAD: dict[str, dict[str, Any]] = {
     "no tokens": {"max_tokens": 0},
     "no draws": {"temperature": 1.0},
     "few draws": {"temperature": 1.0, "draws": torch.zeros(1, 3)},
+    "draws of one": {"temperature": 1.0, "draws": torch.ones(1, 8)},
+    "draws of nothing": {"temperature": 1.0, "draws": torch.full((1, 8), torch.nan)},
 }
 
 
