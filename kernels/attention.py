@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from community.kernels import attention_cpu, attention_gpu
-from community.kernels.tracing import Operation, known, remember, traced
+from community.kernels.tracing import Operation, as_given, known, remember, traced
 
 _HALVES = (torch.float16, torch.bfloat16)
 _NO_TEMPERATURE = "temperature must be positive and finite"
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 
 
+@as_given
 def attention(
     q: Tensor,
     k: Tensor,
@@ -66,6 +67,7 @@ def attention(
     return out, lse
 
 
+@as_given
 def reference(
     q: Tensor,
     k: Tensor,

@@ -30,7 +30,7 @@ from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes
-from community.kernels.tracing import Operation, plain
+from community.kernels.tracing import Operation, as_given, plain
 
 _HALVES = (torch.float16, torch.bfloat16)
 ALPHAS = (1.5, 2.0)
@@ -57,6 +57,7 @@ def reference(x: Tensor, alpha: float) -> Tensor:
     return _weights(shifted, _threshold(shifted, alpha), alpha)
 
 
+@as_given
 def entmax_attention(
     q: Tensor,
     k: Tensor,

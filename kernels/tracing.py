@@ -4,13 +4,17 @@ operation."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakIdKeyDictionary
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _UNTRACED = (Tensor, torch.nn.Parameter)
 
 
@@ -22,11 +26,28 @@ def traced(x: Tensor) -> bool:
 def plain(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or traces: then a function is called in place of its operation,
     whose call alone costs as much as routing 500 tokens."""
+    if forward_ad._current_level >= 0:  # of derivatives forward: the function has none, and says so
+        return False
     learning = torch.is_grad_enabled()
     for x in tensors:  # a generator takes longer than what it asks
         if (learning and x.requires_grad) or type(x) not in _UNTRACED:
             return False
     return not is_compiling()
+
+
+def as_given(compute: Callable[P, R]) -> Callable[P, R]:
+    """A function of q and more, in the dtypes that it is given under autocast too, as kernels
+    compute."""
+
+    @wraps(compute)
+    def run(*inputs: P.args, **options: P.kwargs) -> R:
+        q: Any = inputs[0] if inputs else options["q"]
+        if not torch.is_autocast_enabled(q.device.type):
+            return compute(*inputs, **options)
+        with torch.autocast(q.device.type, enabled=False):
+            return compute(*inputs, **options)
+
+    return run
 
 
 class Operation:

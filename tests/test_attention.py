@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from community.kernels import attention as module
-from community.kernels import attention_gpu
+from community.kernels import attention_gpu, entmax
 from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
 from community.kernels.build import BuildError, compiler, program, simt_program
@@ -257,6 +258,30 @@ def test_bad_numbers_in_a_compiled_model(operation: Any) -> None:
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="positive and finite"):
             compiled(x, torch.tensor([3, 6]), torch.tensor([1.0, temperature]))
+
+
+@pytest.mark.parametrize("operation", [attention, reference, entmax_attention])
+@pytest.mark.parametrize("backend", ["c", "reference"])
+def test_autocast_changes_nothing(
+    backend: str, operation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        for owner in (module.attention_cpu, entmax):
+            monkeypatch.setattr(owner, "kernels", lambda name: None)
+    q, k, v = make((1, 2, 2, 9, 9, 16, 16))[:3]
+    for mask in (None, torch.zeros(9, 9, requires_grad=True)):
+        expected = operation(q=q, k=k, v=v, mask=mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = operation(q=q, k=k, v=v, mask=mask)
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_derivatives_forward_are_refused(device: str) -> None:
+    """Not taken for zero."""
+    q, k, v = (x.to(device) for x in make((1, 2, 2, 9, 9, 16, 16))[:3])
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        attention(forward_ad.make_dual(q, torch.ones_like(q)), k, v)
 
 
 SANITIZED = """
