@@ -553,6 +553,9 @@ for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
         ours.generate(asked, None, draws, 9, t.END, 1.0, p, 5, 0.1)
     ours.generate(asked[:1], None, None, 9, None)
     ours.score(asked, None, [1] * len(asked))
+for row in ([3, 4], 150 * [5]):  # nothing to score, in a pass or at all
+    t.LanguageModel(t.llama(), program).score([row], None, [len(row)])
+    t.LanguageModel(t.llama(), program).generate([row], [row[::-1]], None, 9, None)
 print("clean")
 """
 
