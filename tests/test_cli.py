@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,24 @@ class TestRefusals:
         (copy / "runs/other/ledger.db").write_bytes(b"x" * 100)
         done = community(copy, "runs")
         assert "tiny" in done.out and "other" in done.out and done.code == 0
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "UPDATE meta SET value = '{' WHERE key = 'recipe'",
+            "UPDATE meta SET value = '[]' WHERE key = 'recipe'",
+            "UPDATE rounds SET seconds = 'long'",
+        ],
+    )
+    def test_a_ledger_damaged_by_hand(self, damage: str, copy: Path) -> None:
+        shutil.copytree(copy / "runs/tiny", copy / "runs/other")
+        with closing(sqlite3.connect(copy / "runs/other/ledger.db")) as conn, conn:
+            conn.execute(damage)
+        lines = community(copy, "runs").out.splitlines()
+        assert ["damaged" in line for line in lines if "other" in line or "tiny" in line] == [1, 0]
+        if "'{'" in damage:
+            assert "problems; see above" in community(copy, "verify", "other").refused()
+            community(copy, "resume", "other").refused()
 
     def test_a_ray_that_does_not_answer(self, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, CROWD)
