@@ -30,7 +30,7 @@ from community.tables import (
     tasks,
     taught,
 )
-from community.types import Checkpoint, Learning, Round
+from community.types import Checkpoint, Learning, Round, content_hash
 
 HASHED_META = ("recipe_hash", "seed")
 """The keys of a ledger's meta that say what was run; the others say where and with what."""
@@ -153,6 +153,7 @@ def problems(conn: Connection) -> Iterator[str]:
     if start != start_digest(conn):
         yield "the recipe, the seed, the members or the reserved tasks have been changed"
     yield from _unreadable(conn)
+    yield from _changed_recipe(conn)
     yield from _missing(conn)
     for n in _numbers(conn, rounds):
         yield from _changed_round(conn, n)
@@ -185,6 +186,16 @@ def _unreadable(conn: Connection) -> Iterator[str]:
     for name, spec in conn.execute(select(members.c.name, members.c.spec)):
         if not _is_json(spec, dict):
             yield f"what member {name} is made of cannot be read"
+
+
+def _changed_recipe(conn: Connection) -> Iterator[str]:
+    """Only its hash is a part of the digest of the start, and it is the recipe that is read."""
+    query = select(meta.c.key, meta.c.value).where(meta.c.key.in_(("recipe", "recipe_hash")))
+    texts = mapping_of(conn, query)
+    if len(texts) == 2 and all(map(_is_json, texts.values())):
+        hashed = content_hash("recipe", parsed(texts["recipe"]))
+        if hashed != parsed(texts["recipe_hash"]):
+            yield "the recipe is not the one that its hash says"
 
 
 def _is_json(text: str, kind: type[Any] = object) -> bool:

@@ -47,6 +47,7 @@ from sqlalchemy import (
 )
 
 from community import database, tables
+from community.config import parse
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Order, Query, count, search
@@ -389,6 +390,21 @@ PROBLEMS = {
     "UPDATE meta SET value = '{' WHERE key = 'versions'": "the run's versions cannot be read",
     "UPDATE members SET spec = '3' WHERE name = 'bob'": "what member bob is made of cannot be read",
 }
+
+
+def test_a_recipe_that_is_not_what_its_hash_says_is_a_problem(tmp_path: Path) -> None:
+    recipe = parse({"arena": {"use": "arithmetic"}, "members": [{"use": "scripted"}]})
+    meta = {"recipe": recipe.content(), "recipe_hash": recipe.hash}
+    Ledger.create(tmp_path / "ledger.db", meta, MEMBERS).close()
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.verify() == []
+    tamper(
+        tmp_path / "ledger.db",
+        """UPDATE meta SET value = replace(value, '"rounds":5', '"rounds":6')
+        WHERE key = 'recipe'""",
+    )
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.verify() == ["the recipe is not the one that its hash says"]
 
 
 @pytest.mark.parametrize("change", PROBLEMS)
