@@ -243,8 +243,7 @@ def _row(path: Path) -> list[str]:
     """A run in a line."""
     with Ledger.open(path, read_only=True) as ledger:
         rows, meta = ledger.rounds(), ledger.meta
-        tokens = sum(ledger.tokens().values())
-    seconds = sum(r.seconds for r in rows)
+        tokens, seconds = sum(ledger.tokens().values()), ledger.seconds()
     counts = (sum(r.ideas for r in rows), sum(r.lessons for r in rows), tokens)
     played = f"{len(rows)}/{_planned(meta)}"
     return [str(meta["seed"]), played, *(f"{n:,}" for n in counts), f"{seconds:.0f}"]

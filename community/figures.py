@@ -89,7 +89,7 @@ def _course(ledger: Ledger, recipe: Recipe) -> Facts:
         "rounds_planned": recipe.run.rounds,
         "rounds_played": max(0, ledger.last_learning()),
         "stopped": _stopped(ledger, recipe, seconds),
-        "seconds": _number(seconds + start.get(0, 0.0), 3),
+        "seconds": _number(ledger.seconds(), 3),
         "seconds_start": _number(start.get(0, 0.0), 3),
         "tokens": sum(tokens.values()),
         "tokens_start": int(_counts(ledger, first).get(0, 0)),

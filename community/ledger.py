@@ -8,9 +8,11 @@ a full disk, a kill or a lost connection costs the transaction in progress and n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -250,6 +252,12 @@ class Ledger:
                 )
                 for n, played, learned in conn.execute(both)
             ]
+
+    def seconds(self) -> float:
+        """Wall clock of all rounds and all learning, the start's included."""
+        with self.reading() as conn:
+            took = (conn.scalars(select(table.c.seconds)).all() for table in (rounds, learnings))
+            return math.fsum(chain.from_iterable(took))
 
     def lessons(self, learner: str | None = None, before: int | None = None) -> list[Lesson]:
         """Lessons of one learner or of all, of rounds below `before`, in order of recording."""

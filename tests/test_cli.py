@@ -77,6 +77,12 @@ class TestLooking:
         assert "tiny" in done.out and "2/2" in done.out
         assert "there are no runs" in community(tmp_path, "runs").out
 
+    def test_runs_counts_the_seconds_that_show_does(self, copy: Path) -> None:
+        with closing(sqlite3.connect(copy / "runs/tiny/ledger.db")) as conn, conn:
+            conn.execute("UPDATE learnings SET seconds = 100 * (n + 1)")
+        shown = json.loads(community(copy, "show", "tiny", "--json").out)["seconds"]
+        assert shown >= 600 and f" {shown:.0f} " in community(copy, "runs").out
+
     def test_show(self, played: Path) -> None:
         assert "round" in community(played, "show", "tiny").out
         facts = json.loads(community(played, "show", "tiny", "--json").out)
