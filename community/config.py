@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from community.errors import CommunityError
 from community.types import World, content_hash
 
+SEEDS = 2**63  # what a database holds: 64 bits, one of them for the sign
+Level = Annotated[int, Field(ge=0)]  # the arena says how high they go
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -45,7 +47,7 @@ class RunSection(Section):
     """How long, how, and where."""
 
     name: Name = Field("run", description="of its folder; the recipe's own name if not given")
-    seed: int = Field(0, description="everything random follows from it")
+    seed: int = Field(0, ge=-SEEDS, lt=SEEDS, description="everything random follows from it")
     rounds: int = Field(5, ge=0, description="rounds to play; 0: only score the start")
     turns: int = Field(0, ge=0, description="turns of conversation after the first answers")
     world: World = Field("always", description="when the world may speak for learning")
@@ -57,19 +59,19 @@ class TasksSection(Section):
     """What is posed: level n of `levels` in round n (the last one from then on)."""
 
     train: int = Field(100, ge=1, description="tasks a round")
-    levels: tuple[int, ...] = Field((1,), min_length=1, description="one for each round")
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="one for each round")
     phrasings: int = Field(1, ge=1, description="wordings of a task; sample n gets the n-th")
     validation: int = Field(0, ge=0, description="validation tasks a level")
-    validation_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
+    validation_levels: tuple[Level, ...] = Field((1,), description="all of them, each time")
     holdout: int = Field(100, ge=0, description="holdout tasks a level")
-    holdout_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
+    holdout_levels: tuple[Level, ...] = Field((1,), description="all of them, each time")
 
 
 class FirstSection(Section):
     """What the first experts learn, with answers, before round 1."""
 
     examples: int = Field(0, ge=0, description="worked examples; 0: members start as they are")
-    levels: tuple[int, ...] = Field((1,), description="drawn equally often")
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="drawn equally often")
     steps: int = Field(400, ge=1, description="training steps")
 
 

@@ -152,6 +152,11 @@ BAD = {
     "unknown key": ("[tasks]\ntrain", "[tasks]\ntrian = 1\ntrain", "'train'"),
     "wrong type": ("train = 8", 'train = "many"', "tasks.train"),
     "impossible value": ("train = 8", "train = 0", "tasks.train"),
+    "too low a level": ("train = 8", "train = 8\nlevels = [1, 0]", "levels 1 to 2000"),
+    "too high a level": ("train = 8", "train = 8\nholdout_levels = [5000]", "levels 1 to 2000"),
+    "too hard first lessons": (
+        "[tasks]", "[first]\nexamples = 1\nlevels = [5000]\n[tasks]", "levels 1 to 2000"
+    ),
     "unknown arena": ('"arithmetic"', '"arithmetik"', "did you mean 'arithmetic'"),
     "unknown agent": ('"scripted"', '"scriptd"', "did you mean 'scripted'"),
     "unknown option": ("error = 0.3", "eror = 0.3", "error"),
