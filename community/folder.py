@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,9 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
     there is no room.
     """
     check(recipe, base)
-    if folder.exists() and any(folder.iterdir()):
-        raise CommunityError(
-            f"there is a run in {folder} already; `community resume {folder.name}` goes on with "
-            "it, --name gives the new one another name"
-        )
     part = folder.parent / f".{folder.name}.part"
     try:
+        _refuse_taken(folder)
         shutil.rmtree(part, ignore_errors=True)
         (part / "checkpoints").mkdir(parents=True)
         text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
@@ -41,7 +38,19 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
         _new_ledger(recipe, base, part / "ledger.db")
         part.rename(folder)
     except OSError as error:
-        raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}") from error
+        hint = "; --name gives the run a shorter one" * (error.errno == errno.ENAMETOOLONG)
+        raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}{hint}") from error
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise CommunityError(
+                f"there is a run in {folder} already; `community resume {folder.name}` goes on "
+                "with it, --name gives the new one another name"
+            )
+    elif folder.exists():
+        raise CommunityError(f"{folder} is a file; --name gives the run another name")
 
 
 def check(recipe: Recipe, base: Path) -> None:

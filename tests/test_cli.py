@@ -203,6 +203,25 @@ class TestRefusals:
         assert "did you mean 'adders'" in community(tmp_path, "run", "addrs").refused()
         assert "no run 'x'" in community(tmp_path, "resume", "x").refused()
 
+    @pytest.mark.parametrize("command", ["run", "resume"])
+    @pytest.mark.parametrize("path", [LONG := "x" * 300, f"{LONG}/x.toml", f"{LONG}.toml"])
+    def test_a_path_that_no_disk_can_hold(self, command: str, path: str, tmp_path: Path) -> None:
+        assert path[:250] in community(tmp_path, command, path).refused()
+
+    def test_a_plugin_whose_path_no_disk_can_hold(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD, arithmetic=f"{'x' * 300}.py:Arena")
+        assert "there is no file" in community(tmp_path, "run", recipe).refused()
+
+    def test_a_run_whose_folder_cannot_be_made(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD)
+        line = community(tmp_path, "run", recipe, "--name", "x" * 300).refused()
+        assert "File name too long" in line and "--name" in line
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs/tiny").touch()
+        assert "tiny is a file; --name" in community(tmp_path, "run", recipe).refused()
+        assert "no run 'tiny'" in community(tmp_path, "resume", "tiny").refused()
+        assert "there are no runs" in community(tmp_path, "runs").out
+
     def test_a_name_that_is_taken(self, played: Path) -> None:
         line = community(played, "run", str(played / "tiny.toml")).refused()
         assert "`community resume tiny`" in line and "--name" in line
