@@ -23,7 +23,8 @@ from community.types import World, content_hash
 
 SEEDS = 2**63  # what a database holds: 64 bits, one of them for the sign
 Level = Annotated[int, Field(ge=0)]  # the arena says how high they go
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -213,12 +214,23 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise CommunityError(f"cannot read recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CommunityError(f"{path} is not valid TOML: {error}") from error
-    section = data.setdefault("run", {})
-    if isinstance(section, dict):  # else validation says what is wrong with it
-        section.setdefault("name", path.stem)
+    data.setdefault("run", {})
     for place, value in (overrides or {}).items():
         _set(data, place, value)
+    section = data["run"]
+    if isinstance(section, dict) and "name" not in section:  # else validation has its word
+        section["name"] = _name_of(path)
     return parse(data, str(path))
+
+
+def _name_of(path: Path) -> str:
+    """The name of a recipe's run that has no other. Raises CommunityError for one it cannot be."""
+    if not re.match(NAME, path.stem):
+        raise CommunityError(
+            f"a run has its recipe's name if it is given no other, and it cannot be called "
+            f"{path.stem!r}: give it a name of letters, digits, dots and dashes with --name"
+        )
+    return path.stem
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -181,6 +181,15 @@ def test_overrides_apply_and_are_checked_too(tmp_path: Path) -> None:
         assert expected in one_line(caught.value)
 
 
+def test_a_file_name_that_no_run_can_have(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL).rename(tmp_path / "ti ny.toml")
+    with pytest.raises(CommunityError, match=r"recipe's name .* called 'ti ny'.* with --name"):
+        read(path)
+    assert read(path, {"run.name": "tiny"}).run.name == "tiny"
+    path.write_text(f"[run]\nname = 'own'\n{SMALL}")
+    assert read(path).run.name == "own"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
