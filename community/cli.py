@@ -74,7 +74,7 @@ def run(
         engine.create(settings, path.parent, folder)
         try:
             _go(folder, pool, workers, ray_address, baselines)
-        except CommunityError:
+        except Exception:  # bugs of plugins included, which go on to show their traceback
             engine.undo(folder)  # a run that never began leaves its name free
             raise
 

@@ -222,6 +222,18 @@ class TestRefusals:
         assert "no run 'tiny'" in community(tmp_path, "resume", "tiny").refused()
         assert "there are no runs" in community(tmp_path, "runs").out
 
+    def test_a_plugin_that_fails_at_once_leaves_the_name_free(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            "from community.agents.scripted import ScriptedAgent\n"
+            "class Broken(ScriptedAgent):\n"
+            "    def save(self, folder): raise ZeroDivisionError('mine')\n"
+        )
+        recipe = write_recipe(tmp_path, CROWD, **{'"scripted"': '"mine.py:Broken"'})
+        for _ in range(2):  # the second time there is nothing in the way
+            done = community(tmp_path, "run", recipe)
+            assert done.code == 1 and done.err.rstrip().endswith("ZeroDivisionError: mine")
+            assert not list((tmp_path / "runs").iterdir())
+
     def test_a_name_that_is_taken(self, played: Path) -> None:
         line = community(played, "run", str(played / "tiny.toml")).refused()
         assert "`community resume tiny`" in line and "--name" in line
