@@ -23,6 +23,8 @@ from community.errors import CommunityError
 if find_spec("peft"):
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
+OTHER_SHAPE = "{path} belongs to a model of another shape; name weights made from this member's"
+
 
 class Adapter(Section):
     """A LoRA adapter (Hu et al., arXiv 2106.09685)."""
@@ -80,9 +82,11 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
             return
         missing, unexpected = model.load_state_dict(state, strict=False)
         model.tie_weights()
-    except (RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
         first = str(error).strip().splitlines()[0]
-        raise CommunityError(f"{path} does not fit this model: {first}") from error
+        raise CommunityError(f"{path} is damaged ({first}); restore a copy") from error
+    except RuntimeError as error:  # names every tensor of another size, in as many lines
+        raise CommunityError(OTHER_SHAPE.format(path=path)) from error
     tied = set(model.all_tied_weights_keys)
     if set(missing) - tied or unexpected:
-        raise CommunityError(f"{path} belongs to a model of another shape")
+        raise CommunityError(OTHER_SHAPE.format(path=path))

@@ -15,11 +15,12 @@ from typing import Annotated
 
 from community.arenas.splits import first_in_split
 from community.config import option
-from community.errors import unknown
+from community.errors import CommunityError, unknown
 from community.types import Idea, Split, Task, seed_of
 
 SIGNS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
 NAMES = {sign: name for name, sign in SIGNS.items()}
+DIGITS = 2000  # of an operand; Python reads and writes numbers of 4300, and products have twice
 SUM = re.compile(r"(\d+)([+*-])(\d+)=")
 
 
@@ -47,8 +48,13 @@ class ArithmeticArena:
     def pose(self, split: Split, seed: int, index: int, level: int) -> Task:
         """The task at `index` whose operands have `level` digits each.
 
-        Raises CommunityError where the split has no such task.
+        Raises CommunityError where the split has no such task, and for a level that is none.
         """
+        if not 1 <= level <= DIGITS:
+            raise CommunityError(
+                f"arithmetic has the levels 1 to {DIGITS}, the digits of an operand, and not "
+                f"{level}; choose among them"
+            )
         low, high = (10 ** (level - 1) if level > 1 else 0), 10**level - 1
 
         def draw(attempt: int) -> Task:

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from community.database import Damaged, parsed
 from community.rows import canonical, mapping_of, read_learning, read_round
 from community.tables import (
+    SCHEMA,
     checkpoints,
     ideas,
     learnings,
@@ -28,7 +30,7 @@ from community.tables import (
     tasks,
     taught,
 )
-from community.types import Checkpoint, Learning, Round
+from community.types import Checkpoint, Learning, Round, content_hash
 
 HASHED_META = ("recipe_hash", "seed")
 """The keys of a ledger's meta that say what was run; the others say where and with what."""
@@ -150,12 +152,18 @@ def problems(conn: Connection) -> Iterator[str]:
     start = conn.scalar(select(meta.c.value).where(meta.c.key == DIGEST))
     if start != start_digest(conn):
         yield "the recipe, the seed, the members or the reserved tasks have been changed"
+    yield from _unreadable(conn)
+    yield from _changed_recipe(conn)
     yield from _missing(conn)
     for n in _numbers(conn, rounds):
         yield from _changed_round(conn, n)
     for n in _numbers(conn, learnings):
         stored = conn.scalar(select(learnings.c.digest).where(learnings.c.n == n))
-        if learning_digest(_there(read_learning(conn, n))) != stored:
+        try:
+            found = learning_digest(_there(read_learning(conn, n)))
+        except Damaged:
+            found = ""
+        if found != stored:
             yield f"what was recorded of learning {n} has been changed"
     yield from _leaks(conn)
     yield from _strangers(conn)
@@ -169,6 +177,35 @@ def _file_problems(conn: Connection) -> Iterator[str]:
         yield f"row {row} of {table} refers to a row of {target} that does not exist"
 
 
+def _unreadable(conn: Connection) -> Iterator[str]:
+    """What the run is made of, where it is not the JSON that was written there."""
+    own = select(meta.c.key, meta.c.value).where(meta.c.key.not_in((SCHEMA, DIGEST)))
+    for key, value in conn.execute(own.order_by(meta.c.key)):
+        if not _is_json(value):
+            yield f"the run's {key} cannot be read"
+    for name, spec in conn.execute(select(members.c.name, members.c.spec)):
+        if not _is_json(spec, dict):
+            yield f"what member {name} is made of cannot be read"
+
+
+def _changed_recipe(conn: Connection) -> Iterator[str]:
+    """Only its hash is a part of the digest of the start, and it is the recipe that is read."""
+    query = select(meta.c.key, meta.c.value).where(meta.c.key.in_(("recipe", "recipe_hash")))
+    texts = mapping_of(conn, query)
+    if len(texts) == 2 and all(map(_is_json, texts.values())):
+        hashed = content_hash("recipe", parsed(texts["recipe"]))
+        if hashed != parsed(texts["recipe_hash"]):
+            yield "the recipe is not the one that its hash says"
+
+
+def _is_json(text: str, kind: type[Any] = object) -> bool:
+    try:
+        parsed(text, kind)
+    except Damaged:
+        return False
+    return True
+
+
 def _missing(conn: Connection) -> Iterator[str]:
     played, learned = _numbers(conn, rounds), _numbers(conn, learnings)
     for n in sorted(set(range(1, max(played, default=0) + 1)) - set(played)):
@@ -178,7 +215,11 @@ def _missing(conn: Connection) -> Iterator[str]:
 
 
 def _changed_round(conn: Connection, n: int) -> Iterator[str]:
-    round = _there(read_round(conn, n))
+    try:
+        round = _there(read_round(conn, n))
+    except Damaged:
+        yield f"what was recorded of round {n} cannot be read"
+        return
     changed = [
         f"the {what} {id} of round {n} is not what its id says"
         for what, table, items in (

@@ -6,7 +6,7 @@ import errno
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +74,7 @@ def run(
         engine.create(settings, path.parent, folder)
         try:
             _go(folder, pool, workers, ray_address, baselines)
-        except CommunityError:
+        except Exception:  # bugs of plugins included, which go on to show their traceback
             engine.undo(folder)  # a run that never began leaves its name free
             raise
 
@@ -243,11 +243,18 @@ def _row(path: Path) -> list[str]:
     """A run in a line."""
     with Ledger.open(path, read_only=True) as ledger:
         rows, meta = ledger.rounds(), ledger.meta
-        tokens = sum(ledger.tokens().values())
-    seconds = sum(r.seconds for r in rows)
+        tokens, seconds = sum(ledger.tokens().values()), ledger.seconds()
     counts = (sum(r.ideas for r in rows), sum(r.lessons for r in rows), tokens)
-    played = f"{len(rows)}/{meta['recipe']['run']['rounds']}"
+    played = f"{len(rows)}/{_planned(meta)}"
     return [str(meta["seed"]), played, *(f"{n:,}" for n in counts), f"{seconds:.0f}"]
+
+
+def _planned(meta: Mapping[str, Any]) -> int:
+    """The rounds that a run's recipe plans. Raises CommunityError where it does not say so."""
+    try:
+        return int(meta["recipe"]["run"]["rounds"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CommunityError("the recipe in its ledger is damaged") from error
 
 
 def _read(

@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from community.errors import CommunityError
 from community.types import World, content_hash
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+SEEDS = 2**63  # what a database holds: 64 bits, one of them for the sign
+Level = Annotated[int, Field(ge=0)]  # the arena says how high they go
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -45,7 +48,7 @@ class RunSection(Section):
     """How long, how, and where."""
 
     name: Name = Field("run", description="of its folder; the recipe's own name if not given")
-    seed: int = Field(0, description="everything random follows from it")
+    seed: int = Field(0, ge=-SEEDS, lt=SEEDS, description="everything random follows from it")
     rounds: int = Field(5, ge=0, description="rounds to play; 0: only score the start")
     turns: int = Field(0, ge=0, description="turns of conversation after the first answers")
     world: World = Field("always", description="when the world may speak for learning")
@@ -57,19 +60,19 @@ class TasksSection(Section):
     """What is posed: level n of `levels` in round n (the last one from then on)."""
 
     train: int = Field(100, ge=1, description="tasks a round")
-    levels: tuple[int, ...] = Field((1,), min_length=1, description="one for each round")
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="one for each round")
     phrasings: int = Field(1, ge=1, description="wordings of a task; sample n gets the n-th")
     validation: int = Field(0, ge=0, description="validation tasks a level")
-    validation_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
+    validation_levels: tuple[Level, ...] = Field((1,), description="all of them, each time")
     holdout: int = Field(100, ge=0, description="holdout tasks a level")
-    holdout_levels: tuple[int, ...] = Field((1,), description="all of them, each time")
+    holdout_levels: tuple[Level, ...] = Field((1,), description="all of them, each time")
 
 
 class FirstSection(Section):
     """What the first experts learn, with answers, before round 1."""
 
     examples: int = Field(0, ge=0, description="worked examples; 0: members start as they are")
-    levels: tuple[int, ...] = Field((1,), description="drawn equally often")
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="drawn equally often")
     steps: int = Field(400, ge=1, description="training steps")
 
 
@@ -211,12 +214,23 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise CommunityError(f"cannot read recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CommunityError(f"{path} is not valid TOML: {error}") from error
-    section = data.setdefault("run", {})
-    if isinstance(section, dict):  # else validation says what is wrong with it
-        section.setdefault("name", path.stem)
+    data.setdefault("run", {})
     for place, value in (overrides or {}).items():
         _set(data, place, value)
+    section = data["run"]
+    if isinstance(section, dict) and "name" not in section:  # else validation has its word
+        section["name"] = _name_of(path)
     return parse(data, str(path))
+
+
+def _name_of(path: Path) -> str:
+    """The name of a recipe's run that has no other. Raises CommunityError for one it cannot be."""
+    if not re.match(NAME, path.stem):
+        raise CommunityError(
+            f"a run has its recipe's name if it is given no other, and it cannot be called "
+            f"{path.stem!r}: give it a name of letters, digits, dots and dashes with --name"
+        )
+    return path.stem
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:

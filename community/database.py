@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -18,6 +19,21 @@ from community.errors import CommunityError
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process's."""
+
+
+class Damaged(Exception):
+    """What stands in a ledger is not what is written there; `transaction` tells the user."""
+
+
+def parsed(text: str, kind: type[Any] = object) -> Any:
+    """The value of a JSON text that a ledger holds. Raises Damaged for one of another kind."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError) as error:  # TypeError: a number in its place
+        raise Damaged from error
+    if not isinstance(found, kind):
+        raise Damaged
+    return found
 
 
 def url_of(place: str | Path) -> URL:
@@ -109,6 +125,8 @@ def transaction(engine: Engine, where: str, writes: bool) -> Iterator[Connection
             yield conn
     except (DBAPIError, sqlite3.Error) as error:
         raise _explained(error, where) from error
+    except Damaged as error:
+        raise CommunityError(_SAYS["malformed"].format(where=where)) from error
 
 
 def name_of(url: URL) -> str:
@@ -130,6 +148,7 @@ _SAYS = {
     "unable to open": "{where} cannot be opened; check the folder and its permissions",
     "not a database": "{where} is not a ledger, or a damaged one; name another or restore a copy",
     "malformed": "{where} is damaged; restore a copy or start the run anew",
+    "Could not decode": "{where} is damaged; restore a copy or start the run anew",
     "no such table": "{where} lacks a table and is damaged; restore a copy or start the run anew",
 }
 

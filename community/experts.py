@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ def begin(
     """Give every member its first checkpoint; returns what those learned that were taught.
 
     An expert is cached under the hash of all that made it: member, arena, first lessons,
-    seed and this program's version.
+    seed and this program's version. Where the cache cannot be written, a warning says so.
     """
     checkpoints = folder / "checkpoints"
     if not recipe.first.examples:
@@ -42,8 +43,7 @@ def begin(
     if missing:
         raise RuntimeError(f"{', '.join(missing)} failed in the first lessons")
     for name, (fresh, checkpoint) in learned.items():
-        _copy(checkpoints / checkpoint, shelves[name] / checkpoint)
-        _write(shelves[name] / LABEL, json.dumps([checkpoint, asdict(fresh)]))
+        _shelve(checkpoints / checkpoint, shelves[name], fresh)
     return {name: both[0] for name, both in (known | learned).items()}
 
 
@@ -92,6 +92,17 @@ def _shelved(shelf: Path) -> tuple[Learned, str] | None:
     except (OSError, ValueError):
         return None
     return (Learned(**found), checkpoint) if (shelf / checkpoint).is_dir() else None
+
+
+def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
+    """Put a checkpoint on the shelf; a run needs it there as little as it needs a cache."""
+    try:
+        _copy(source, shelf / source.name)
+        _write(shelf / LABEL, json.dumps([source.name, asdict(fresh)]))
+    except OSError as error:
+        reason = error.strerror or error
+        said = f"first experts are taught anew in every run: {reason}"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def _write(path: Path, text: str) -> None:

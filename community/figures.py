@@ -20,6 +20,7 @@ from community.errors import CommunityError
 from community.findings import happened
 from community.ledger import Ledger, Summary
 from community.parts import arena_of
+from community.round import verified
 from community.rows import mapping_of, read_ideas, read_tasks
 from community.standings import book_of, by_level, by_place, course, holdout, scores_of
 from community.tables import checkpoints, ideas, learnings, lessons, spent, tasks, taught
@@ -89,7 +90,7 @@ def _course(ledger: Ledger, recipe: Recipe) -> Facts:
         "rounds_planned": recipe.run.rounds,
         "rounds_played": max(0, ledger.last_learning()),
         "stopped": _stopped(ledger, recipe, seconds),
-        "seconds": _number(seconds + start.get(0, 0.0), 3),
+        "seconds": _number(ledger.seconds(), 3),
         "seconds_start": _number(start.get(0, 0.0), 3),
         "tokens": sum(tokens.values()),
         "tokens_start": int(_counts(ledger, first).get(0, 0)),
@@ -209,7 +210,7 @@ def _kept(ledger: Ledger, arena: Arena, summary: Summary) -> Facts:
             idea.task: idea
             for idea in read_ideas(conn, ideas.c.row.in_(select(lessons.c.idea).where(mine)))
         }
-    truth = [arena.verify(posed[task], idea) for task, idea in winners.items()]
+    truth = [verified(arena, posed[task], idea) for task, idea in winners.items()]
     known = [score >= 1.0 for score in truth if score is not None]
     return {
         "posed": summary.tasks,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from community.config import Recipe, read
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
+from community.types import Arena, Split
 
 VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
 
@@ -25,14 +27,10 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
     Raises CommunityError if the name is taken, the recipe names what does not exist, or
     there is no room.
     """
-    _check(recipe, base)
-    if folder.exists() and any(folder.iterdir()):
-        raise CommunityError(
-            f"there is a run in {folder} already; `community resume {folder.name}` goes on with "
-            "it, --name gives the new one another name"
-        )
+    check(recipe, base)
     part = folder.parent / f".{folder.name}.part"
     try:
+        _refuse_taken(folder)
         shutil.rmtree(part, ignore_errors=True)
         (part / "checkpoints").mkdir(parents=True)
         text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
@@ -40,17 +38,42 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
         _new_ledger(recipe, base, part / "ledger.db")
         part.rename(folder)
     except OSError as error:
-        raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}") from error
+        hint = "; --name gives the run a shorter one" * (error.errno == errno.ENAMETOOLONG)
+        raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}{hint}") from error
 
 
-def _check(recipe: Recipe, base: Path) -> None:
+def _refuse_taken(folder: Path) -> None:
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise CommunityError(
+                f"there is a run in {folder} already; `community resume {folder.name}` goes on "
+                "with it, --name gives the new one another name"
+            )
+    elif folder.exists():
+        raise CommunityError(f"{folder} is a file; --name gives the run another name")
+
+
+def check(recipe: Recipe, base: Path) -> None:
     """Raises CommunityError for what the recipe names in vain, before anything is written."""
     names = [spec.name for spec in specs_of(recipe, base)]
-    arena_of(recipe, base)
+    _pose_each(recipe, arena_of(recipe, base))
     router_of(recipe, names)
     rules_of(recipe, base)
     for topology in recipe.topology:
         graph_of(recipe, names, topology.from_round, base)
+
+
+def _pose_each(recipe: Recipe, arena: Arena) -> None:
+    """A task of every level that is to be posed. Raises CommunityError where there is none."""
+    wanted = recipe.tasks
+    plan: list[tuple[Split, Sequence[int]]] = [
+        ("train", wanted.levels[: recipe.run.rounds]),
+        ("train", recipe.first.levels * bool(recipe.first.examples)),
+        ("validation", wanted.validation_levels * bool(wanted.validation)),
+        ("holdout", wanted.holdout_levels * bool(wanted.holdout)),
+    ]
+    for split, level in {(split, level) for split, levels in plan for level in levels}:
+        arena.pose(split, recipe.run.seed, 0, level)
 
 
 def _new_ledger(recipe: Recipe, base: Path, path: Path) -> None:

@@ -8,9 +8,11 @@ a full disk, a kill or a lost connection costs the transaction in progress and n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +31,7 @@ from sqlalchemy import (
 )
 
 from community import audit, holdout, rows, tables
-from community.database import engine_of, file_of, name_of, transaction, url_of
+from community.database import engine_of, file_of, name_of, parsed, transaction, url_of
 from community.errors import CommunityError
 from community.tables import (
     checkpoints,
@@ -197,17 +199,18 @@ class Ledger:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What was given to `create`."""
+        """What was given to `create`. A key that is asked for in vain raises CommunityError."""
         own = (tables.SCHEMA, audit.DIGEST)
         query = select(meta.c.key, meta.c.value).where(meta.c.key.not_in(own))
         with self.reading() as conn:
-            return {key: json.loads(value) for key, value in conn.execute(query)}
+            pairs = conn.execute(query).all()
+            return _Meta(self.where, {key: parsed(value) for key, value in pairs})
 
     def members(self) -> dict[str, dict[str, Any]]:
         """Name -> spec, in the order given to `create`."""
         query = select(members.c.name, members.c.spec).order_by(members.c.position)
         with self.reading() as conn:
-            return {name: json.loads(spec) for name, spec in conn.execute(query)}
+            return {name: parsed(spec, dict) for name, spec in conn.execute(query)}
 
     def last_round(self) -> int:
         """Number of the last round; 0 if none was played."""
@@ -249,6 +252,12 @@ class Ledger:
                 )
                 for n, played, learned in conn.execute(both)
             ]
+
+    def seconds(self) -> float:
+        """Wall clock of all rounds and all learning, the start's included."""
+        with self.reading() as conn:
+            took = (conn.scalars(select(table.c.seconds)).all() for table in (rounds, learnings))
+            return math.fsum(chain.from_iterable(took))
 
     def lessons(self, learner: str | None = None, before: int | None = None) -> list[Lesson]:
         """Lessons of one learner or of all, of rounds below `before`, in order of recording."""
@@ -298,7 +307,7 @@ class Ledger:
         """The router's state after round n; empty before the first."""
         with self.reading() as conn:
             state = conn.scalar(select(rounds.c.router).where(rounds.c.n == n))
-        return json.loads(state) if state else {}
+            return parsed(state, dict) if state else {}
 
     def idea(self, id: str) -> Idea:
         """The idea whose id starts so. Raises CommunityError if there is none, or several."""
@@ -323,6 +332,20 @@ class Ledger:
         """What is wrong with the ledger, one sentence each; empty if nothing is."""
         with self.reading() as conn:
             return list(audit.problems(conn))
+
+
+class _Meta(dict[str, Any]):
+    """What a ledger says of its run; every run's says what it is asked for, if it is whole."""
+
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise CommunityError(
+            f"{self.where} lacks the run's {key} and is damaged; restore a copy or start the run "
+            "anew"
+        )
 
 
 def _describe(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 
 from community.config import Recipe, check_options
+from community.errors import CommunityError
 from community.plugins import load
-from community.pool import Spec
+from community.pool import OF_ARENA, Spec
 from community.ranking import pairings, rank
 from community.round import Rules, Trust, nothing_known
 from community.router import Router
 from community.topology import at_round, build
 from community.types import Arena, seed_of
 
-FILLED_IN = ("self", "name", "seed", "alphabet", "solve", "domain")
+FILLED_IN = ("self", "name", "seed", *OF_ARENA)
 
 
 def arena_of(recipe: Recipe, base: Path) -> Arena:
@@ -26,12 +28,18 @@ def arena_of(recipe: Recipe, base: Path) -> Arena:
 
 
 def specs_of(recipe: Recipe, base: Path) -> list[Spec]:
-    """Every member's spec. Raises CommunityError for an unknown agent or wrong options."""
+    """Every member's spec.
+
+    Raises CommunityError for an unknown agent or wrong options, and for an agent that needs
+    what the arena does not have.
+    """
+    arena = arena_of(recipe, base)
     arena_options = _arena_options(recipe, base)
     specs = []
     for name, table in recipe.roster():
         make = load("agent", table.use, base)
         options = check_options(make, table.options, f"members.{name}", FILLED_IN)
+        _refuse_unfilled(make, table.use, arena)
         prepare = getattr(make, "prepare", None)
         options = prepare(options, base) if prepare else options
         specs.append(
@@ -48,6 +56,17 @@ def specs_of(recipe: Recipe, base: Path) -> list[Spec]:
             )
         )
     return specs
+
+
+def _refuse_unfilled(make: Callable[..., Any], use: str, arena: Arena) -> None:
+    parameters = inspect.signature(make).parameters
+    for name in OF_ARENA:
+        needed = name in parameters and parameters[name].default is inspect.Parameter.empty
+        if needed and not hasattr(arena, name):
+            raise CommunityError(
+                f"the arena {arena.name} has no {name}, which members of kind {use} need; give "
+                "it one, or use other members"
+            )
 
 
 def _arena_options(recipe: Recipe, base: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from community.config import Recipe
+from community.folder import check
 from community.parts import arena_of, graph_of, router_of, specs_of
 from community.pool import Spec, Worker
 from community.types import Arena, Idea, Lesson, Request, Study, Task
@@ -25,6 +26,7 @@ def plan(recipe: Recipe, base: Path) -> Group:
     this machine does now; answers may grow longer with the level. Raises CommunityError for
     whatever would keep the run from starting.
     """
+    check(recipe, base)
     specs, arena = specs_of(recipe, base), arena_of(recipe, base)
     graph = graph_of(recipe, [s.name for s in specs], 1, base)
     router = router_of(recipe, [s.name for s in specs])

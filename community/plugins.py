@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -88,7 +89,7 @@ def recipe(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.suffix == ".toml" or len(path.parts) > 1:
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113  (Path's fails on long names)
             raise CommunityError(f"there is no recipe file {name}; `community list` shows ours")
         return path
     if name not in (known := recipes()):
@@ -169,7 +170,7 @@ def _from_module(name: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     """The module in a file, loaded once however many names of a recipe point to it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  (as above)
         raise CommunityError(f"there is no file {path}; paths are relative to the recipe's folder")
     name = f"community_plugin_{path.stem}_{content_hash(str(path.resolve()), length=8)}"
     if name in sys.modules:

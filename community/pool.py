@@ -25,6 +25,7 @@ from community.errors import CommunityError
 from community.plugins import load
 from community.types import Agent, Learned, Study
 
+OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
 ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
 STARTING = Lock()  # baselines start pools side by side
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2 (RFC 9113, section 6.5)
@@ -112,7 +113,7 @@ def build(spec: Spec) -> Agent:
     arena = load("arena", spec.arena, base)(**spec.arena_options)
     make = load("agent", spec.use, base)
     given: dict[str, Any] = {"name": spec.name, "seed": spec.seed}
-    for parameter in ("alphabet", "solve", "domain"):
+    for parameter in OF_ARENA:
         if parameter in make.__init__.__annotations__ and hasattr(arena, parameter):
             given[parameter] = getattr(arena, parameter)
     agent: Agent = make(**given, **spec.options)

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, insert, select
 
+from community.database import parsed
 from community.tables import (
     checkpoints,
     edges,
@@ -272,7 +273,7 @@ def read_round(conn: Connection, n: int) -> Round | None:
         ranking=ranking,
         lessons=tuple(read_lessons(conn, lessons.c.round == n)),
         edges=tuple((reader, author) for reader, author in conn.execute(heard)),
-        router=json.loads(head.router),
+        router=parsed(head.router, dict),
         seconds=head.seconds,
     )
 

@@ -22,7 +22,7 @@ from community.ledger import Ledger
 from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
-from community.round import deliberate, nothing_known, play_round
+from community.round import deliberate, nothing_known, play_round, verified
 from community.types import (
     Arena,
     Checkpoint,
@@ -345,7 +345,7 @@ def exact_match(
     groups: dict[tuple[str, int], list[float]] = {}
     for task in tasks:
         idea = answers.get(task.id)
-        right = (arena.verify(task, idea) or 0.0) if idea else 0.0
+        right = (verified(arena, task, idea) or 0.0) if idea else 0.0
         groups.setdefault((task.domain, task.level), []).append(right)
     for (domain, level), rights in groups.items():
         yield Score(n, solver, "holdout", domain, level, sum(rights), len(rights))

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from community.config import FirstSection, LearningSection
 from community.errors import CommunityError
+from community.round import verified
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
 
 PATIENCE = 50  # tasks posed for one that belongs to a member's domains
@@ -122,7 +123,7 @@ def judged_by_world(
     by_id = {task.id: task for task in tasks}
     found: dict[str, Answers] = defaultdict(dict)
     for idea in ideas:
-        score = arena.verify(by_id[idea.task], idea)
+        score = verified(arena, by_id[idea.task], idea)
         if idea.sample == 0 and score is not None:
             found[idea.author][idea.task] = score >= 1.0
     return dict(found)

@@ -37,6 +37,7 @@ from sqlalchemy.schema import CreateColumn
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from community import textindex
+from community.database import Damaged, parsed
 from community.errors import CommunityError
 
 
@@ -52,7 +53,16 @@ class _SqliteReal(UserDefinedType[float]):
         return lambda value: value if value == value else "nan"
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        return lambda value: math.nan if value == "nan" else value
+        return _real_number
+
+
+def _real_number(value: Any) -> Any:
+    """Raises Damaged for a text: SQLite lets any be written where a number belongs."""
+    if not isinstance(value, str | bytes):
+        return value
+    if value == "nan":
+        return math.nan
+    raise Damaged
 
 
 class _PostgresText(TypeDecorator[str]):
@@ -353,7 +363,7 @@ def schema_version(conn: Connection) -> int | None:
     if not inspect(conn).has_table(meta.name):
         return None
     value = conn.scalar(select(meta.c.value).where(meta.c.key == SCHEMA))
-    version = None if value is None else int(value)
+    version: int | None = None if value is None else parsed(value, int)
     if version is not None and version > len(MIGRATIONS):
         raise CommunityError(
             f"the ledger has schema version {version} and this program knows up to"

@@ -40,14 +40,15 @@ class Wanted:
             raise CommunityError(f"rounds {self.first}-{self.last} end before they begin")
         if self.near is not None and not 0 < self.near <= 1:
             raise CommunityError(f"a similarity is above 0 and at most 1, not {self.near:g}")
-        if self.test < 0 or self.validation < 0 or self.test + self.validation > 1:
+        # asked the other way round, since nan is neither above a number nor below it
+        if not (self.test >= 0 and self.validation >= 0 and self.test + self.validation <= 1):
             raise CommunityError(
                 "the shares of test and validation are at least 0 and together at most 1, not "
                 f"{self.test:g} and {self.validation:g}"
             )
         if self.choice.winners < 1 or self.ngram < 1:
             raise CommunityError("the number of winners and the words of an n-gram are at least 1")
-        if self.choice.margin < 0:
+        if not self.choice.margin >= 0:
             raise CommunityError(f"a margin is at least 0, not {self.choice.margin:g}")
 
 

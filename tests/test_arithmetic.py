@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from community.arenas.arithmetic import SIGNS, ArithmeticArena
+from community.arenas.arithmetic import DIGITS, SIGNS, ArithmeticArena
 from community.arenas.splits import in_split
 from community.errors import CommunityError
 from community.types import Arena, Idea, Split, Task
@@ -36,6 +36,16 @@ def operands(arena: ArithmeticArena, prompt: str) -> tuple[int, str, int]:
 
 def idea(task: Task, text: str, answer: str | None = None) -> Idea:
     return Idea(task.id, "ada", "c", 1, 0, 0, text, text if answer is None else answer)
+
+
+@pytest.mark.parametrize("arena", ARENAS)
+def test_the_highest_level_is_posed_and_solved(arena: ArithmeticArena) -> None:
+    tasks = [arena.pose("train", 0, index, DIGITS) for index in range(9)]
+    assert {task.domain for task in tasks} == set(SIGNS)
+    assert all(arena.verify(task, idea(task, arena.solve(task))) == 1.0 for task in tasks)
+    for level in (-3, 0, DIGITS + 1):
+        with pytest.raises(CommunityError, match=f"levels 1 to {DIGITS}.* not {level}"):
+            arena.pose("train", 0, 0, level)
 
 
 def test_it_is_an_arena() -> None:

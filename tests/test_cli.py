@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,12 @@ class TestLooking:
         done = community(played, "runs")
         assert "tiny" in done.out and "2/2" in done.out
         assert "there are no runs" in community(tmp_path, "runs").out
+
+    def test_runs_counts_the_seconds_that_show_does(self, copy: Path) -> None:
+        with closing(sqlite3.connect(copy / "runs/tiny/ledger.db")) as conn, conn:
+            conn.execute("UPDATE learnings SET seconds = 100 * (n + 1)")
+        shown = json.loads(community(copy, "show", "tiny", "--json").out)["seconds"]
+        assert shown >= 600 and f" {shown:.0f} " in community(copy, "runs").out
 
     def test_show(self, played: Path) -> None:
         assert "round" in community(played, "show", "tiny").out
@@ -144,6 +152,11 @@ BAD = {
     "unknown key": ("[tasks]\ntrain", "[tasks]\ntrian = 1\ntrain", "'train'"),
     "wrong type": ("train = 8", 'train = "many"', "tasks.train"),
     "impossible value": ("train = 8", "train = 0", "tasks.train"),
+    "too low a level": ("train = 8", "train = 8\nlevels = [1, 0]", "levels 1 to 2000"),
+    "too high a level": ("train = 8", "train = 8\nholdout_levels = [5000]", "levels 1 to 2000"),
+    "too hard first lessons": (
+        "[tasks]", "[first]\nexamples = 1\nlevels = [5000]\n[tasks]", "levels 1 to 2000"
+    ),
     "unknown arena": ('"arithmetic"', '"arithmetik"', "did you mean 'arithmetic'"),
     "unknown agent": ('"scripted"', '"scriptd"', "did you mean 'scripted'"),
     "unknown option": ("error = 0.3", "eror = 0.3", "error"),
@@ -190,6 +203,37 @@ class TestRefusals:
         assert "did you mean 'adders'" in community(tmp_path, "run", "addrs").refused()
         assert "no run 'x'" in community(tmp_path, "resume", "x").refused()
 
+    @pytest.mark.parametrize("command", ["run", "resume"])
+    @pytest.mark.parametrize("path", [LONG := "x" * 300, f"{LONG}/x.toml", f"{LONG}.toml"])
+    def test_a_path_that_no_disk_can_hold(self, command: str, path: str, tmp_path: Path) -> None:
+        assert path[:250] in community(tmp_path, command, path).refused()
+
+    def test_a_plugin_whose_path_no_disk_can_hold(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD, arithmetic=f"{'x' * 300}.py:Arena")
+        assert "there is no file" in community(tmp_path, "run", recipe).refused()
+
+    def test_a_run_whose_folder_cannot_be_made(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD)
+        line = community(tmp_path, "run", recipe, "--name", "x" * 300).refused()
+        assert "File name too long" in line and "--name" in line
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs/tiny").touch()
+        assert "tiny is a file; --name" in community(tmp_path, "run", recipe).refused()
+        assert "no run 'tiny'" in community(tmp_path, "resume", "tiny").refused()
+        assert "there are no runs" in community(tmp_path, "runs").out
+
+    def test_a_plugin_that_fails_at_once_leaves_the_name_free(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            "from community.agents.scripted import ScriptedAgent\n"
+            "class Broken(ScriptedAgent):\n"
+            "    def save(self, folder): raise ZeroDivisionError('mine')\n"
+        )
+        recipe = write_recipe(tmp_path, CROWD, **{'"scripted"': '"mine.py:Broken"'})
+        for _ in range(2):  # the second time there is nothing in the way
+            done = community(tmp_path, "run", recipe)
+            assert done.code == 1 and done.err.rstrip().endswith("ZeroDivisionError: mine")
+            assert not list((tmp_path / "runs").iterdir())
+
     def test_a_name_that_is_taken(self, played: Path) -> None:
         line = community(played, "run", str(played / "tiny.toml")).refused()
         assert "`community resume tiny`" in line and "--name" in line
@@ -221,6 +265,24 @@ class TestRefusals:
         (copy / "runs/other/ledger.db").write_bytes(b"x" * 100)
         done = community(copy, "runs")
         assert "tiny" in done.out and "other" in done.out and done.code == 0
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "UPDATE meta SET value = '{' WHERE key = 'recipe'",
+            "UPDATE meta SET value = '[]' WHERE key = 'recipe'",
+            "UPDATE rounds SET seconds = 'long'",
+        ],
+    )
+    def test_a_ledger_damaged_by_hand(self, damage: str, copy: Path) -> None:
+        shutil.copytree(copy / "runs/tiny", copy / "runs/other")
+        with closing(sqlite3.connect(copy / "runs/other/ledger.db")) as conn, conn:
+            conn.execute(damage)
+        lines = community(copy, "runs").out.splitlines()
+        assert ["damaged" in line for line in lines if "other" in line or "tiny" in line] == [1, 0]
+        if "recipe" in damage:
+            assert "problems; see above" in community(copy, "verify", "other").refused()
+            community(copy, "resume", "other").refused()
 
     def test_a_ray_that_does_not_answer(self, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, CROWD)

@@ -63,6 +63,13 @@ def written(folder: Path, text: str) -> Path:
         ({"members": [{"name": "ada"}]}, "recipe: members.0.use: this key is needed"),
         ({"members": [{"use": "scripted", "count": 0}]}, "members.0.count: input should be"),
         ({"tasks": {"levels": []}}, "tasks.levels: "),
+        ({"tasks": {"levels": [1, -3]}}, "tasks.levels.1: input should be greater than or equal"),
+        ({"tasks": {"holdout_levels": [-3]}}, "tasks.holdout_levels.0: input should be greater"),
+        ({"tasks": {"validation_levels": [-3]}}, "tasks.validation_levels.0: input should be"),
+        ({"first": {"levels": [-3]}}, "first.levels.0: input should be greater than or equal"),
+        ({"first": {"levels": []}}, "first.levels: "),
+        ({"run": {"seed": 2**63}}, "run.seed: input should be less than"),
+        ({"run": {"seed": -(2**63) - 1}}, "run.seed: input should be greater than or equal to"),
         ({"ranking": {"min_confidence": 1.5}}, "ranking.min_confidence: input should be less"),
         ({"topology": {"use": "ring", "from_round": 2}}, "first topology must hold from_round = 1"),
     ],
@@ -172,6 +179,15 @@ def test_overrides_apply_and_are_checked_too(tmp_path: Path) -> None:
         with pytest.raises(CommunityError) as caught:
             read(path, overrides)
         assert expected in one_line(caught.value)
+
+
+def test_a_file_name_that_no_run_can_have(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL).rename(tmp_path / "ti ny.toml")
+    with pytest.raises(CommunityError, match=r"recipe's name .* called 'ti ny'.* with --name"):
+        read(path)
+    assert read(path, {"run.name": "tiny"}).run.name == "tiny"
+    path.write_text(f"[run]\nname = 'own'\n{SMALL}")
+    assert read(path).run.name == "own"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_a_shelf_that_lost_its_checkpoint_is_filled_again(cache: Path, tmp_path:
     assert begin(recipe(), tmp_path / "three") == first
 
 
+def test_a_cache_that_cannot_be_written_keeps_no_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMMUNITY_CACHE", str(tmp_path / "shelves"))
+    first = begin(recipe(), tmp_path / "one")
+    (tmp_path / "file").touch()
+    for nowhere in ("/proc/nope", str(tmp_path / "file/cache")):
+        monkeypatch.setenv("COMMUNITY_CACHE", nowhere)
+        with pytest.warns(RuntimeWarning, match="first experts are taught anew in every run"):
+            assert begin(recipe(), tmp_path / Path(nowhere).name) == first
+
+
 def test_without_lessons_members_start_as_they_are(cache: Path, tmp_path: Path) -> None:
     learned, checkpoints = begin(recipe(first={}), tmp_path / "one")
     assert learned == {} and all(checkpoints.values())

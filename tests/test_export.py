@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -535,6 +536,10 @@ class TestRefusals:
             (Wanted("sft", near=1.5), "similarity"),
             (Wanted("sft", test=0.6, validation=0.6), "shares"),
             (Wanted("sft", test=-0.1), "shares"),
+            (Wanted("sft", test=math.nan), "shares"),
+            (Wanted("sft", validation=math.nan), "shares"),
+            (Wanted("sft", near=math.nan), "similarity"),
+            (Wanted("dpo", choice=Choice(margin=math.nan)), "margin"),
             (Wanted("sft", choice=Choice(winners=0)), "winners"),
             (Wanted("dpo", choice=Choice(margin=-1.0)), "margin"),
             (Wanted("sft", first=99), "no ideas were recorded"),

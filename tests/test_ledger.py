@@ -47,6 +47,7 @@ from sqlalchemy import (
 )
 
 from community import database, tables
+from community.config import parse
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Order, Query, count, search
@@ -383,7 +384,27 @@ PROBLEMS = {
     "UPDATE tasks SET split = 'validation' WHERE row = 3": "posed as validation and not reserved",
     "DELETE FROM checkpoints WHERE row = 1": r"4 ideas name a checkpoint that is not recorded",
     "UPDATE lessons SET learner = 'ann'": "meant for ann",
+    "UPDATE rounds SET router = '{' WHERE n = 2": "of round 2 cannot be read",
+    "UPDATE verdicts SET score = 'x' WHERE row = 3": "of round 1 cannot be read",
+    "UPDATE scores SET \"right\" = 'x' WHERE row = 1": "of learning 0 has been changed",
+    "UPDATE meta SET value = '{' WHERE key = 'versions'": "the run's versions cannot be read",
+    "UPDATE members SET spec = '3' WHERE name = 'bob'": "what member bob is made of cannot be read",
 }
+
+
+def test_a_recipe_that_is_not_what_its_hash_says_is_a_problem(tmp_path: Path) -> None:
+    recipe = parse({"arena": {"use": "arithmetic"}, "members": [{"use": "scripted"}]})
+    meta = {"recipe": recipe.content(), "recipe_hash": recipe.hash}
+    Ledger.create(tmp_path / "ledger.db", meta, MEMBERS).close()
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.verify() == []
+    tamper(
+        tmp_path / "ledger.db",
+        """UPDATE meta SET value = replace(value, '"rounds":5', '"rounds":6')
+        WHERE key = 'recipe'""",
+    )
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.verify() == ["the recipe is not the one that its hash says"]
 
 
 @pytest.mark.parametrize("change", PROBLEMS)
@@ -392,6 +413,29 @@ def test_each_kind_of_problem_is_named(tmp_path: Path, change: str) -> None:
     tamper(tmp_path / "ledger.db", change)
     with Ledger.open(tmp_path / "ledger.db") as ledger:
         assert re.search(PROBLEMS[change], " | ".join(ledger.verify()))
+
+
+UNREADABLE = {
+    "UPDATE meta SET value = '{' WHERE key = 'versions'": lambda ledger: ledger.meta,
+    "DELETE FROM meta WHERE key = 'seed'": lambda ledger: ledger.meta["seed"],
+    "UPDATE meta SET value = 'x' WHERE key = 'schema'": lambda ledger: ledger,
+    "UPDATE members SET spec = '3'": Ledger.members,
+    "UPDATE rounds SET router = '[1' WHERE n = 2": lambda ledger: ledger.router_state(2),
+    "UPDATE rounds SET router = '[]'": Ledger.content_hash,
+    "UPDATE rounds SET seconds = 'long'": Ledger.rounds,
+    "UPDATE ideas SET text = CAST(x'ff' AS TEXT)": lambda ledger: ledger.round(1),
+}
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, change: str) -> None:
+    make_ledger(tmp_path / "ledger.db").close()
+    tamper(tmp_path / "ledger.db", change)
+    with (
+        pytest.raises(CommunityError, match=r"ledger\.db .*is damaged; restore a copy"),
+        Ledger.open(tmp_path / "ledger.db", read_only=True) as ledger,
+    ):
+        UNREADABLE[change](ledger)
 
 
 # -- migrations ----------------------------------------------------------------------------

@@ -145,6 +145,29 @@ def chain(members):
 """
 
 
+SILENT = """
+from community.arenas.arithmetic import ArithmeticArena
+
+class Silent:
+    name = "silent"
+    verify = answer = rephrase = None
+
+    def pose(self, split, seed, index, level):
+        return ArithmeticArena().pose(split, seed, index, level)
+"""
+
+
+@pytest.mark.parametrize(("use", "lacks"), [("scripted", "solve"), ("transformer", "alphabet")])
+def test_an_arena_that_lacks_what_its_members_need(use: str, lacks: str, tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(SILENT)
+    members = [{"name": "bo", "use": use}]
+    wanted = recipe(arena={"use": "silent.py:Silent"}, members=members)
+    expected = f"the arena silent has no {lacks}, which members of kind {use} need"
+    assert expected in refusal(specs_of, wanted, tmp_path)
+    (tmp_path / "told.py").write_text(f"{SILENT}\n    {lacks} = None\n")
+    assert specs_of(recipe(arena={"use": "told.py:Silent"}, members=members), tmp_path)
+
+
 def test_a_ranker_and_a_topology_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "my-own.py").write_text(MINE)
     wanted = recipe(ranking={"method": "my-own.py:latest"}, topology={"use": "my-own.py:chain"})

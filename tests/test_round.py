@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from community.arenas.arithmetic import ArithmeticArena
+from community.errors import CommunityError
 from community.members import Members
 from community.pool import LocalPool, Spec
 from community.ranking import pairings, rank
-from community.round import Rules, ask_world, ballots, consistency, in_order, play_round
+from community.round import Rules, ask_world, ballots, consistency, in_order, play_round, verified
 from community.router import Router
+from community.run import exact_match
+from community.school import judged_by_world
 from community.topology import build, neighbours
 from community.types import WORLD, Idea, Ranking, Round, Task, Verdict
 
@@ -25,6 +30,17 @@ NAMES = ("ada", "bo", "cy", "dan")
 ARENA = ArithmeticArena()
 TASKS = [ARENA.pose("train", 3, index, 3) for index in range(12)]
 OPTIONS: dict[str, Any] = {"error": 0.4, "samples": 2}
+
+
+class Saying(ArithmeticArena):
+    """An arena that says the same of every idea."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def verify(self, task: Task, idea: Idea) -> Any:
+        return self.given
 
 
 def ranked(
@@ -191,6 +207,26 @@ def test_the_world_speaks_where_it_can() -> None:
     found = ask_world(3, [task], ideas, Unsure())
     assert [(v.idea, v.score) for v in found] == [(ideas[0].id, 1.0), (ideas[2].id, 0.0)]
     assert {(v.judge, v.round, v.other) for v in found} == {(WORLD, 3, "")}
+
+
+@pytest.mark.parametrize("given", [0, True, 0.25, np.float32(1), None])
+def test_a_verdict_of_the_world_is_a_share(given: Any) -> None:
+    said = verified(Saying(given), TASKS[0], idea(TASKS[0], "ada", "1"))
+    assert said == given and type(said) in (float, type(None))
+
+
+@pytest.mark.parametrize("given", [2.5, -1, math.nan, "right", np.ones(2)], ids=str)
+def test_what_the_world_must_not_say_is_refused_wherever_it_is_asked(given: Any) -> None:
+    arena, task = Saying(given), TASKS[0]
+    ideas = [idea(task, "ada", "1")]
+    for ask in (
+        lambda: ask_world(3, [task], ideas, arena),
+        lambda: list(exact_match(3, "ada", [task], {task.id: ideas[0]}, arena)),
+        lambda: judged_by_world(ideas, [task], arena),
+    ):
+        with pytest.raises(CommunityError, match=r"arena arithmetic gave .* from 0 to 1") as caught:
+            ask()
+        assert repr(given) in str(caught.value)
 
 
 @pytest.mark.parametrize("top_k", [1, 2])

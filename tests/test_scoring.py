@@ -81,12 +81,18 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     shutil.copy(other / "model.safetensors", adapter / "adapter_model.safetensors")
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    weights = load_file(checkpoints(run, "carl")[0] / "model.safetensors")
+    halves = {name: tensor[..., ::2].contiguous() for name, tensor in weights.items()}
+    save_file(halves, narrow / "model.safetensors")
     for member, folders, said in [
         ("carla", [], "unknown member 'carla'; did you mean 'carl'"),
         ("sam", [], "sam is an agent of kind scripted"),
         ("carl", [tmp_path], "there are no weights in"),
-        ("carl", [other], "belongs to a model of another shape"),
-        ("carl", [damaged], "does not fit this model"),
+        ("carl", [other], "belongs to a model of another shape; name weights"),
+        ("carl", [narrow], "belongs to a model of another shape; name weights"),
+        ("carl", [damaged], r"damaged/model\.safetensors is damaged \(.*\); restore a copy"),
         ("carl", [adapter], "takes a whole model's weights"),
     ]:
         with pytest.raises(CommunityError, match=said):

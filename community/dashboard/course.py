@@ -22,6 +22,7 @@ from community.database import file_of
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.plugins import load
+from community.round import verified
 from community.tables import ideas, learnings, lessons, rounds, scores, spent, tasks
 from community.types import Arena
 
@@ -281,6 +282,7 @@ class Curves:
         posed = rows.read_tasks(conn, tasks.c.row.in_(select(lessons.c.task).where(mine)))
         by_id = {task.id: task for task in posed}
         won = rows.read_ideas(conn, ideas.c.row.in_(select(lessons.c.idea).where(mine)))
-        truth = [self._arena.verify(by_id[idea.task], idea) for idea in won if idea.task in by_id]
+        asked = [idea for idea in won if idea.task in by_id]
+        truth = [verified(self._arena, by_id[idea.task], idea) for idea in asked]
         known = [said >= 1.0 for said in truth if said is not None]
         return sum(known) / len(known) if known else None

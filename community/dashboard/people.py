@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
@@ -11,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 
 from community import rows
+from community.database import parsed
 from community.ledger import Ledger
 from community.tables import (
     checkpoints,
@@ -85,7 +85,7 @@ def people(ledger: Ledger) -> list[Member]:
         Member(
             name=m.name,
             backend=m.backend,
-            domains=tuple(json.loads(m.spec).get("domains") or ()),
+            domains=tuple(parsed(m.spec, dict).get("domains") or ()),
             strength=strong.get(m.name),
             reliability=trusted.get(m.name),
             holdout=solved.get(m.name),
@@ -186,7 +186,7 @@ def portrait(ledger: Ledger, name: str) -> Portrait:
         counts = rows.mapping_of(conn, used)
         return Portrait(
             name=name,
-            options=json.loads(spec),
+            options=parsed(spec, dict),
             reliability=_pairs(conn.execute(trust.order_by(reliability.c.round)).all()),
             holdout=_pairs(conn.execute(course.order_by(scores.c.learning)).all()),
             domains=tuple(
