@@ -65,7 +65,7 @@ class TransformerAgent:
         self,
         name: str,
         seed: int,
-        alphabet: str,
+        alphabet: str = "",
         *,
         shape: Annotated[Shape | None, option("of a model to be made")] = None,
         model: Annotated[str, option("hub id, folder, GGUF file or packaged:NAME")] = "",
@@ -93,11 +93,16 @@ class TransformerAgent:
         models in float32 without an adapter where it can run them on the processor, and torch
         for the others.
 
-        Raises CommunityError unless exactly one of `shape` and `model` is given, and if the
-        kernels are asked for and cannot run.
+        Raises CommunityError unless exactly one of `shape` and `model` is given, for a shape
+        without an alphabet, and if the kernels are asked for and cannot run.
         """
         if (shape is None) == (not model):
             raise CommunityError(f"member {name}: give either a shape or a model")
+        if shape and not alphabet:
+            raise CommunityError(
+                f"member {name} is made from a shape and needs an alphabet, which the arena does "
+                "not have; give it one"
+            )
         torch.set_num_threads(1)  # workers scale, threads do not
         torch.manual_seed(seed)
         self.name = name

@@ -198,7 +198,8 @@ def verify(run: RunArgument) -> None:
     for problem in problems:
         console.print(f"[red]problem[/red] {problem}", highlight=False)
     if problems:
-        raise CommunityError(f"the ledger of {run} has {len(problems)} problems; see above")
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise CommunityError(f"the ledger of {run} has {count}; see above")
     console.print(f"the ledger of {run} is sound")
 
 

@@ -281,7 +281,7 @@ class TestRefusals:
         lines = community(copy, "runs").out.splitlines()
         assert ["damaged" in line for line in lines if "other" in line or "tiny" in line] == [1, 0]
         if "recipe" in damage:
-            assert "problems; see above" in community(copy, "verify", "other").refused()
+            assert "; see above" in community(copy, "verify", "other").refused()
             community(copy, "resume", "other").refused()
 
     def test_a_ray_that_does_not_answer(self, tmp_path: Path) -> None:

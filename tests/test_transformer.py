@@ -238,6 +238,8 @@ def test_what_cannot_be_made() -> None:
         TransformerAgent("ada", 1, "01")
     with pytest.raises(CommunityError, match="either a shape or a model"):
         TransformerAgent("ada", 1, "01", shape=SHAPE, model="somewhere")
+    with pytest.raises(CommunityError, match="needs an alphabet"):
+        TransformerAgent("ada", 1, shape=SHAPE)
     with pytest.raises(CommunityError, match="no model of family 'llamma'"):
         member(shape=Shape(family="llamma"))
 
