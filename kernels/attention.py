@@ -16,6 +16,7 @@ from community.kernels import attention_cpu, attention_gpu
 from community.kernels.tracing import Operation, as_given, known, remember, traced
 
 _HALVES = (torch.float16, torch.bfloat16)
+_HIDING = -1e4
 _NO_TEMPERATURE = "temperature must be positive and finite"
 _DTYPES = (*_HALVES, torch.float32, torch.float64)
 
@@ -316,7 +317,8 @@ def _derived(
     if attention_gpu.takes(q, v, mask):
         return attention_gpu.backward(go, glse, q, k, v, *more, out, lse, wanted)
     delta = (_float(go) * _float(out)).sum(-1) - glse
-    compute = attention_cpu.backward if attention_cpu.takes(q, mask) else _backward_in_torch
+    ours = attention_cpu.takes(q, mask) and not _hidden(mask, lse)
+    compute = attention_cpu.backward if ours else _backward_in_torch
     gq, gk, gv, moments = compute(_float(go), delta, _float(q), _float(k), _float(v), *more, lse)
     dots = attention_gpu.dots_of(moments, glse, factor) if wanted else lse.new_empty(0)
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
@@ -380,8 +382,7 @@ def _forward_in_torch(
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
     s = scores(q, k, factor, mask, lengths, causal)
-    lse = torch.logsumexp(s, -1)
-    return _weights(s, lse) @ shared(v, q), lse
+    return _weights(s) @ shared(v, q), torch.logsumexp(s, -1)
 
 
 def _backward_in_torch(
@@ -394,9 +395,9 @@ def _backward_in_torch(
     mask: Tensor | None,
     lengths: Tensor | None,
     causal: bool,
-    lse: Tensor,
+    _lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = _weights(scores(q, k, factor, mask, lengths, causal), lse)
+    p = _weights(scores(q, k, factor, mask, lengths, causal))
     ds = p * (go @ shared(v, q).transpose(-1, -2) - delta.unsqueeze(-1)) * factor.view(-1, 1, 1)
     gk, gv = ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ go
     gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
@@ -405,5 +406,12 @@ def _backward_in_torch(
     return gq, gk, gv, moments
 
 
-def _weights(s: Tensor, lse: Tensor) -> Tensor:
-    return torch.exp(s - lse.unsqueeze(-1).clamp(min=torch.finfo(s.dtype).min))
+def _weights(s: Tensor) -> Tensor:
+    """The softmax of scores; zeros where no key is seen."""
+    return torch.where(torch.isneginf(s.amax(-1, keepdim=True)), 0.0, s.softmax(-1))
+
+
+def _hidden(mask: Tensor | None, lse: Tensor) -> bool:
+    """Whether a query has nothing but keys that a large finite number hides: its logsumexp is that
+    number, to which the logarithm of their sum was lost, and gives no weights back."""
+    return mask is not None and bool(((lse < _HIDING) & (lse > -math.inf)).any())

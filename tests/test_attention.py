@@ -284,6 +284,20 @@ def test_derivatives_forward_are_refused(device: str) -> None:
         attention(forward_ad.make_dual(q, torch.ones_like(q)), k, v)
 
 
+@pytest.mark.parametrize("hiding", [torch.finfo(torch.float32).min, -1e9, -3e4])
+def test_a_query_whose_keys_are_all_hidden_by_a_number(compiled: str, hiding: float) -> None:
+    """They are averaged, as by torch, and so are their gradients."""
+    if compiled not in ("c", "opencl"):
+        pytest.skip("a look at a GPU's numbers would wait")
+    inputs = make((1, 2, 2, 40, 40, 16, 16))
+    mask = torch.zeros(40, 40)
+    mask[1], mask[2, 5:] = hiding, hiding
+    found = results(attention, inputs, torch.float32, mask=mask)
+    expected = results(reference, inputs, torch.float32, mask=mask)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() < 4e-3 * b.abs().max()  # at -3e4 scores are rounded to 2e-3
+
+
 SANITIZED = """
 import torch
 import test_attention as t
