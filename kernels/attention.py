@@ -92,7 +92,7 @@ def reference(
     top = s.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).min)
     weights = torch.exp(s - top)
     total = weights.sum(-1, keepdim=True)
-    seen = total > 0
+    seen = total != 0  # NaN stays what it is
     lse = torch.where(seen, top + torch.where(seen, total, 1).log(), -math.inf)
     weights = weights / torch.where(seen, total, 1)
     if sink:
