@@ -120,6 +120,8 @@ def balanced(bias: Tensor, load: Tensor, rate: float = 1e-3) -> Tensor:
             f"bias and load must be one number for each expert; got {tuple(bias.shape)} and "
             f"{tuple(load.shape)}"
         )
+    if bias.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"bias is {bias.dtype}, in which small steps are lost; use float32")
     if not (rate > 0 and math.isfinite(rate)):
         raise ValueError(f"rate is {rate}, and must be a positive number")
     wide = load.to(torch.float64)

@@ -315,6 +315,7 @@ def test_bad_input_of_the_moves(compiled: str) -> None:
         "names a pair that": lambda: dispatch(x, found._replace(order=found.order - 1)),
         "one number for each expert": lambda: balanced(torch.zeros(3), found.load),
         "rate is -1": lambda: balanced(torch.zeros(4), found.load, -1),
+        "use float32": lambda: balanced(torch.zeros(4).bfloat16(), found.load),
     }
     for message, call in worse.items():
         with pytest.raises(ValueError, match=message):
