@@ -223,7 +223,8 @@ def _sharpness(config: Any, layout: Layout) -> Tensor:
         if getattr(config, "attention_sink", False):
             raise Unsupported("attention_sink")
         given = getattr(config, "attention_temperature", None)
-        temperature = torch.as_tensor(1.0 if given is None else given, dtype=torch.float32).cpu()
+        given = 1.0 if given is None else given
+        temperature = torch.as_tensor(given, dtype=torch.float32, device="cpu")
     return (layout.size**-0.5 / temperature).expand(layout.heads)
 
 
