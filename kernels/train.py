@@ -90,16 +90,12 @@ class Trainer:
         self.steps += 1
         first, second = (1 - beta**self.steps for beta in BETAS)
         kept = [1 - rate * self.weight_decay, 1 - muon * self.weight_decay]
-        rates = [self.clip, rate / first, kept[0], math.sqrt(second), muon, kept[1]]
+        rates = numbers(
+            (self.clip, rate / first, kept[0], math.sqrt(second), muon, kept[1]), torch.float32
+        )
         self.program(
             "train_update",
-            *(
-                self._parts,
-                len(self._parts),
-                numbers(rates, torch.float32),
-                self.weights,
-                self.gradient,
-            ),
+            *(self._parts, len(self._parts), rates, self.weights, self.gradient),
             *(self._means, self._squares, self._scratch),
             items=1,
         )

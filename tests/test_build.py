@@ -174,8 +174,8 @@ def everything(model: nn.Module) -> list[Tensor]:
     out, lse = attention(q, k, v, temperature=temperature, causal=True)
     sparse = entmax_attention(q, k, v, temperature=temperature)
     rows, logits = given(9, 16).requires_grad_(), given(9, 4).requires_grad_()
-    chosen = route(logits, 2)
-    moved = combine(dispatch(rows, chosen), chosen)
+    routed = route(logits, 2)
+    moved = combine(dispatch(rows, routed), routed)
     total = sum(x.square().sum() for x in (out, lse, sparse, moved))
     found = [out, lse, sparse, moved]
     found += torch.autograd.grad(total, (q, k, v, temperature, rows, logits))

@@ -268,9 +268,9 @@ def test_the_last_position_need_not_be_the_largest(backend: str) -> None:
     )
     with torch.no_grad():
         ids, positions = torch.tensor([[5, 3, 2]]), torch.tensor([where])
-        logs = model(ids, position_ids=positions).logits[0, -1].log_softmax(-1)
-    assert answers == [[int(logs.argmax())]]
-    assert logprobs == [pytest.approx(float(logs.max()), abs=1e-4)]
+        expected = model(ids, position_ids=positions).logits[0, -1].log_softmax(-1)
+    assert answers == [[int(expected.argmax())]]
+    assert logprobs == [pytest.approx(float(expected.max()), abs=1e-4)]
 
 
 @pytest.mark.parametrize(
