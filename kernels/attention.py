@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from community.kernels import attention_cpu, attention_gpu
-from community.kernels.tracing import Operation, as_given, known, remember, traced
+from community.kernels.checks import HALVES, check, checked
+from community.kernels.tracing import Operation, as_given, traced
 
-_HALVES = (torch.float16, torch.bfloat16)
-_HIDING = -1e4
-_NO_TEMPERATURE = "temperature must be positive and finite"
-_DTYPES = (*_HALVES, torch.float32, torch.float64)
+_HIDING = -1e4  # what lies below is no score, but a number that hides keys
 
 
 @as_given
@@ -138,121 +136,11 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def factors(q: Tensor, scale: float | None, temperature: float | Tensor | None) -> Tensor:
     """(H,): scale / temperature of every head, in float32 (float64 for float64)."""
-    dtype = torch.float32 if q.dtype in _HALVES else q.dtype
+    dtype = torch.float32 if q.dtype in HALVES else q.dtype
     by = torch.full((q.shape[1],), scale or q.shape[-1] ** -0.5, dtype=dtype, device=q.device)
     if isinstance(temperature, Tensor):
         return by / temperature.to(dtype)
     return by if temperature is None else by / temperature
-
-
-# -- what is asked ---------------------------------------------------------------------
-
-
-def check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float | None = None,
-    temperature: float | Tensor | None = None,
-    lengths: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> None:
-    """Raises ValueError for what `attention` cannot compute."""
-    _check_inputs(q, k, v)
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale is {scale}, and must be a positive number")
-    _check_temperature(q, temperature)
-    if lengths is not None:
-        _check_lengths(q, k, lengths)
-    if mask is not None:
-        _check_mask(q, k, mask)
-
-
-def _check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Says what is given only where it is wrong: to write it takes as long as a small product."""
-
-    def given() -> str:
-        return ", ".join(
-            f"{name} {tuple(x.shape)}" for name, x in zip("qkv", (q, k, v), strict=True)
-        )
-
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise ValueError(f"q, k and v must be (batch, heads, length, width); got {given()}")
-    if not (q.numel() and k.numel() and v.numel()):
-        raise ValueError(f"q, k and v need at least one of everything; got {given()}")
-    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q, k and v do not fit together: {given()}")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly")
-    if q.dtype not in _DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
-        kinds = ", ".join(f"{name} {x.dtype}" for name, x in zip("qkv", (q, k, v), strict=True))
-        raise ValueError(f"q, k and v must be of one floating dtype; got {kinds}")
-    if q.device != k.device or q.device != v.device:
-        raise ValueError(f"q, k and v are on {q.device}, {k.device} and {v.device}")
-
-
-def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
-    if isinstance(temperature, Tensor):
-        if temperature.shape not in ((), (1,), (q.shape[1],)):
-            raise ValueError(
-                f"temperature has shape {tuple(temperature.shape)}; one number or one for each of "
-                f"{q.shape[1]} heads is needed"
-            )
-        if temperature.device != q.device and temperature.dim():
-            raise ValueError(f"temperature is on {temperature.device} and q on {q.device}")
-        if not temperature.is_floating_point():
-            raise ValueError(f"temperature is {temperature.dtype}, and must be a floating dtype")
-        if traced(temperature) or known(temperature):
-            return
-        # one number a head: quicker read than compared by four operations
-        if all(0 < x < math.inf for x in temperature.view(-1).tolist()):
-            return remember(temperature)
-    elif temperature is None or (temperature > 0 and math.isfinite(temperature)):
-        return
-    raise ValueError(_NO_TEMPERATURE)
-
-
-def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
-    if lengths.shape != (q.shape[0],) or lengths.is_floating_point() or lengths.is_complex():
-        raise ValueError(
-            f"lengths must be {q.shape[0]} whole numbers; got {tuple(lengths.shape)} "
-            f"of {lengths.dtype}"
-        )
-    if lengths.device != q.device:
-        raise ValueError(f"lengths is on {lengths.device} and q on {q.device}")
-    if traced(lengths) or known(lengths, k.shape[2]):
-        return
-    if bool(((lengths < 1) | (lengths > k.shape[2])).any()):
-        raise ValueError(f"lengths must lie between 1 and {k.shape[2]}, the number of keys")
-    remember(lengths, k.shape[2])
-
-
-def with_values(k: Tensor, factor: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """The lengths, once an operation that was traced is given numbers: `check` saw none.
-
-    Raises ValueError for what `check` refuses. A look at a GPU's numbers would wait for all that it
-    was given before; lengths beyond the keys are all the keys there.
-    """
-    if k.is_cuda:
-        return None if lengths is None else lengths.clamp(max=k.shape[2])
-    if not all(0 < x < math.inf for x in factor.tolist()):
-        raise ValueError(_NO_TEMPERATURE)
-    if lengths is not None:
-        _check_lengths(k, k, lengths)
-    return lengths
-
-
-def _check_mask(q: Tensor, k: Tensor, mask: Tensor) -> None:
-    full = (*q.shape[:3], k.shape[2])
-    fits = mask.dim() <= 4 and all(
-        m in (1, n) for m, n in zip(mask.shape[::-1], full[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {full}")
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ValueError(f"mask is {mask.dtype}, and must be bool or a floating dtype")
-    if mask.device != q.device:
-        raise ValueError(f"mask is on {mask.device} and q on {q.device}")
 
 
 # -- the operation ---------------------------------------------------------------------
@@ -277,24 +165,12 @@ def _computed(
     return out.to(q.dtype), lse
 
 
-def _operation(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    return _computed(q, k, v, factor, mask, with_values(k, factor, lengths), causal)
-
-
-_attention = torch.library.custom_op("community::attention", _operation, mutates_args=())
+_attention = torch.library.custom_op("community::attention", checked(_computed), mutates_args=())
 
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32 if q.dtype in _HALVES else q.dtype)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32 if q.dtype in HALVES else q.dtype)
     return q.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
@@ -369,7 +245,7 @@ ATTENTION = Operation(_attention, _computed, _keep, _differentiate)
 
 def _float(x: Tensor) -> Tensor:
     """Half precision as float32."""
-    return x.float() if x.dtype in _HALVES else x
+    return x.float() if x.dtype in HALVES else x
 
 
 def _forward_in_torch(

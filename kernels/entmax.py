@@ -18,21 +18,14 @@ import torch
 from torch import Tensor
 
 from community.kernels import entmax_gpu
-from community.kernels.attention import (
-    added,
-    check,
-    factors,
-    scores,
-    shared,
-    with_values,
-)
+from community.kernels.attention import added, factors, scores, shared
 from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
 from community.kernels.build import Program, lanes
+from community.kernels.checks import HALVES, check, checked
 from community.kernels.tracing import Operation, as_given, plain
 
-_HALVES = (torch.float16, torch.bfloat16)
 ALPHAS = (1.5, 2.0)
 _CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 
@@ -77,7 +70,7 @@ def entmax_attention(
     """
     check(q, k, v, scale, temperature, lengths, mask)
     _check_alpha(alpha)
-    wide = [x.float() if x.dtype in _HALVES else x for x in (q, k, v)]
+    wide = [x.float() if x.dtype in HALVES else x for x in (q, k, v)]
     by = factors(q, scale, temperature)
     if mask is not None and mask.requires_grad:
         weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
@@ -93,7 +86,7 @@ def entmax_attention(
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
     _check(x, alpha)
-    wide = x.float() if x.dtype in _HALVES else x
+    wide = x.float() if x.dtype in HALVES else x
     return ROWS.of(wide)(wide, alpha).to(x.dtype)
 
 
@@ -203,20 +196,9 @@ def _attended(
     return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
 
 
-def _operation(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-    alpha: float,
-) -> tuple[Tensor, Tensor]:
-    return _attended(q, k, v, factor, mask, with_values(k, factor, lengths), causal, alpha)
-
-
-_attention = torch.library.custom_op("community::entmax_attention", _operation, mutates_args=())
+_attention = torch.library.custom_op(
+    "community::entmax_attention", checked(_attended), mutates_args=()
+)
 
 
 @_attention.register_fake
