@@ -99,6 +99,15 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
         low##r += s * low;                                                                      \
         high##r += s * high;                                                                    \
     }
+#define INPUT(at, EACH)                                                                         \
+    {                                                                                           \
+        const int i = at;                                                                       \
+        vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);                \
+        FETCH(ahead);                                                                           \
+        LOADED(low) LOADED(high)                                                                \
+        EACH(TAKE)                                                                              \
+        ahead += pace;                                                                          \
+    }
 #define CLOSE(r) \
     VEC(y + r * y_p) = low##r, VEC(y + r * y_p + LANES) = high##r;
 #define TILE(name, EACH)                                                                        \
@@ -106,11 +115,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
                      GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
                      GLOBAL const u8 *ahead, int pace) {                                        \
         EACH(OPEN)                                                                              \
-        for (int i = 0; i < inputs; i++, ahead += pace) {                                       \
-            FETCH(ahead);                                                                       \
-            vec low = CVEC(panel + i * WIDE), high = CVEC(panel + i * WIDE + LANES);            \
-            EACH(TAKE)                                                                          \
-        }                                                                                       \
+        BY_TWO(inputs, INPUT, EACH)                                                             \
         EACH(CLOSE)                                                                             \
     }
 TILE(tile_of_1, ONE)

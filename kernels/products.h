@@ -31,14 +31,19 @@ static void clear(GLOBAL float *x, i64 n) {
 #define EIGHT(f) SIX(f) f(6) f(7)
 #define OPEN_1(r) vec x##r = ALL(0.0f);
 #define OPEN_2(r) vec x##r = ALL(0.0f), y##r = ALL(0.0f);
-#define LOAD_1 vec left = CVEC(b + k * br);
-#define LOAD_2 LOAD_1 vec right = CVEC(b + k * br + LANES);
+#define LOAD_1 vec left = CVEC(b + k * br); LOADED(left)
+#define LOAD_2 LOAD_1 vec right = CVEC(b + k * br + LANES); LOADED(right)
 #define TAKE_1(r) x##r += a[r * ar + k * ak] * left;
 #define TAKE_2(r)                                                                               \
     {                                                                                           \
         float s = a[r * ar + k * ak];                                                           \
         x##r += s * left;                                                                       \
         y##r += s * right;                                                                      \
+    }
+#define MEET(at, EACH, LOAD, TAKE)                                                              \
+    {                                                                                           \
+        const i64 k = at;                                                                       \
+        LOAD EACH(TAKE)                                                                         \
     }
 #define CLOSE_1(r) VEC(c + r * cr) = x##r + (CVEC(init + r * ir) + low);
 #define CLOSE_2(r) CLOSE_1(r) VEC(c + r * cr + LANES) = y##r + (CVEC(init + r * ir + LANES) + high);
@@ -53,10 +58,7 @@ static void clear(GLOBAL float *x, i64 n) {
                      int depth, GLOBAL float *c, i64 cr, GLOBAL const float *init, i64 ir,      \
                      GLOBAL const float *bias) {                                                \
         EACH(OPEN)                                                                              \
-        for (i64 k = 0; k < depth; k++) {                                                       \
-            LOAD                                                                                \
-            EACH(TAKE)                                                                          \
-        }                                                                                       \
+        BY_TWO(depth, MEET, EACH, LOAD, TAKE)                                                   \
         BIAS EACH(CLOSE)                                                                        \
     }
 #define TILES(rows, EACH)                                                                       \

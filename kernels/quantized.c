@@ -95,6 +95,13 @@ INLINE void unpack(GLOBAL const int *words, GLOBAL const float *scale, int bits,
         low##r += s * low;                                                                      \
         high##r += s * high;                                                                    \
     }
+#define INPUT(at, EACH)                                                                         \
+    {                                                                                           \
+        const int i = at;                                                                       \
+        vec low = CVEC(w + i * WIDE), high = CVEC(w + i * WIDE + LANES);                        \
+        LOADED(low) LOADED(high)                                                                \
+        EACH(TAKE)                                                                              \
+    }
 #define CLOSE(r)                                                                                \
     VEC(y + r * WIDE) = CVEC(y + r * WIDE) + low##r;                                            \
     VEC(y + r * WIDE + LANES) = CVEC(y + r * WIDE + LANES) + high##r;
@@ -102,10 +109,7 @@ INLINE void unpack(GLOBAL const int *words, GLOBAL const float *scale, int bits,
     static void name(GLOBAL const float *x, GLOBAL const float *w, int inputs,                  \
                      GLOBAL float *y) {                                                         \
         EACH(OPEN)                                                                              \
-        for (int i = 0; i < inputs; i++) {                                                      \
-            vec low = CVEC(w + i * WIDE), high = CVEC(w + i * WIDE + LANES);                    \
-            EACH(TAKE)                                                                          \
-        }                                                                                       \
+        BY_TWO(inputs, INPUT, EACH)                                                             \
         EACH(CLOSE)                                                                             \
     }
 TILE(tile_of_1, ONE)

@@ -27,6 +27,11 @@
 #define OPEN(r) vec x##r = ALL(0.0f), y##r = ALL(0.0f);
 #define LOAD(r) x##r = CVEC(c##r), y##r = CVEC(c##r + LANES);
 #define TAKE(r) by = ALL(a##r[at]), x##r += by * left, y##r += by * right;
+#define MEET(k, EACH)                                                                           \
+    left = CVEC(b), right = CVEC(b + LANES);                                                    \
+    LOADED(left) LOADED(right)                                                                  \
+    EACH(TAKE)                                                                                  \
+    at += ak, b += bk;
 #define STORE(r) VEC(c##r) = x##r, VEC(c##r + LANES) = y##r;
 /* c (rows x COLS) = or += a (rows x depth) b (depth x COLS), a[i][k] at a[i * ai + k * ak]. Rows
  * after the last repeat it, in a and in c, and so write the same numbers once more. */
@@ -34,10 +39,9 @@ INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b
                     GLOBAL float *c, int ci, int rows, int add) {
     EACH(AT) EACH(TO) EACH(OPEN)
     if (add) { EACH(LOAD) }
-    for (int k = 0, at = 0; k < depth; k++, at += ak, b += bk) {
-        vec left = CVEC(b), right = CVEC(b + LANES), by;
-        EACH(TAKE)
-    }
+    vec left, right, by;
+    int at = 0;
+    BY_TWO(depth, MEET, EACH)
     EACH(STORE)
 }
 

@@ -33,6 +33,25 @@ typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias)
 #define HALVES(p) (*(GLOBAL const halves *)(p))
 #define PICK(mask, a, b) FLOATS(((mask) & BITS(a)) | (~(mask) & BITS(b)))
 
+/* Keeps gcc from loading v again wherever it is used. */
+#if !defined(__OPENCL_VERSION__) && \
+    ((LANES == 8 && defined(__AVX__)) || (LANES == 16 && defined(__AVX512F__)))
+#define LOADED(v) __asm__("" : "+v"(v));
+#else
+#define LOADED(v)
+#endif
+
+/* STEP(0, ...) to STEP(n - 1, ...), two at a time: counting and jumping take their turn from what
+ * computes, above all where another thread shares the core. */
+#define BY_TWO(n, STEP, ...)                                                                    \
+    {                                                                                           \
+        int step = 0;                                                                           \
+        for (; step + 2 <= (n); step += 2) {                                                     \
+            STEP(step, __VA_ARGS__) STEP(step + 1, __VA_ARGS__)                                 \
+        }                                                                                       \
+        if (step < (n)) { STEP(step, __VA_ARGS__) }                                             \
+    }
+
 /* The larger in every lane; b where one of the two is NaN. */
 INLINE vec greater(vec a, vec b) {
 #if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
