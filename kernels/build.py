@@ -32,7 +32,10 @@ from community.cache import cache
 
 SOURCES = Path(__file__).resolve().parent
 COMPILERS = ("gcc", "clang", "cc")
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+FLAGS = (
+    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"),
+    "-falign-loops=64",  # a loop of products that begins elsewhere takes up to 5% longer
+)
 Argument = Tensor | int | float | None
 _NUMBERS = {int, bool, float, type(None)}  # arguments that pass as they are
 

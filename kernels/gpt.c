@@ -86,9 +86,12 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
  * the first tile of a panel would wait for each line of it. */
 #define ONE(f) f(0)
 #define TWO(f) f(0) f(1)
-#define FOUR(f) TWO(f) f(2) f(3)
-#define SIX(f) FOUR(f) f(4) f(5)
-#define EIGHT(f) SIX(f) f(6) f(7)
+#define THREE(f) TWO(f) f(2)
+#define FOUR(f) THREE(f) f(3)
+#define FIVE(f) FOUR(f) f(4)
+#define SIX(f) FIVE(f) f(5)
+#define SEVEN(f) SIX(f) f(6)
+#define EIGHT(f) SEVEN(f) f(7)
 #define OPEN(r)                                                                                 \
     vec low##r = add ? CVEC(y + r * y_p) : CVEC(bias);                                          \
     vec high##r = add ? CVEC(y + r * y_p + LANES) : CVEC(bias + LANES);                         \
@@ -120,14 +123,20 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
     }
 TILE(tile_of_1, ONE)
 TILE(tile_of_2, TWO)
+TILE(tile_of_3, THREE)
 TILE(tile_of_4, FOUR)
-#if LANES == 16
-TILE(tile_of_8, EIGHT)
-#define FULL_TILE(...) WHILE(8, tile_of_8)
-#else
+TILE(tile_of_5, FIVE)
 TILE(tile_of_6, SIX)
-#define FULL_TILE(...) WHILE(6, tile_of_6)
+#if LANES == 16 /* twice as many registers */
+TILE(tile_of_7, SEVEN)
+TILE(tile_of_8, EIGHT)
+#define TALL 8
+#define EVERY_TILE(f) SIX_TILES(f) f(7) f(8)
+#else
+#define TALL 6
+#define EVERY_TILE(f) SIX_TILES(f)
 #endif
+#define SIX_TILES(f) f(1) f(2) f(3) f(4) f(5) f(6)
 
 /* One row by four panels at once, for a single sum would wait for each of its additions. */
 #define PANEL_OPEN(p)                                                                           \
@@ -254,7 +263,8 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
     GLOBAL const float *bias = FLOATS_AT(w);
     GLOBAL const u8 *panel = w + (i64)outputs * 4;
     i64 next = panel_bytes(m->kind, inputs);
-    int o = 0;
+    /* as many rows in each tile as in the others: few would wait for their sums */
+    int o = 0, tiles = (rows + TALL - 1) / TALL, few = rows / tiles, more = rows % tiles;
     if (rows == 1)
         for (; o + 4 * WIDE <= outputs; o += 4 * WIDE, panel += 4 * next)
             single(x, m->kind, inputs, bias + o, panel, y + o, add);
@@ -266,15 +276,16 @@ static GLOBAL const u8 *product(const Model *m, GLOBAL const float *x, int x_p, 
             GLOBAL const u8 *ahead = part + panel_bytes(m->kind, deep);
             int each = (panel_bytes(m->kind, deep) / deep + rows - 1) / rows; /* row and input */
             if (m->kind != FLOAT32) unpack(part, m->kind, deep, m->panel), floats = m->panel;
-#define WHILE(n, tile)                                                                          \
-    for (; r + n <= rows; r += n)                                                               \
-        tile(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o, y_p, from, \
-             ahead + (i64)r * each * deep, n * each);
-            FULL_TILE()
-            WHILE(4, tile_of_4)
-            WHILE(2, tile_of_2)
-            WHILE(1, tile_of_1)
-#undef WHILE
+#define CASE(n)                                                                                 \
+    case n:                                                                                     \
+        tile_of_##n(x + (i64)r * x_p + i, x_p, deep, bias + o, floats, y + (i64)r * y_p + o,    \
+                    y_p, from, ahead + (i64)r * each * deep, n * each);                         \
+        break;
+            for (int t = 0, n; t < tiles; t++, r += n) {
+                n = few + (t < more);
+                switch (n) { EVERY_TILE(CASE) }
+            }
+#undef CASE
         }
     return panel;
 }

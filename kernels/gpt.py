@@ -243,7 +243,7 @@ class LanguageModel:
         most -= most % tile if most > tile else 0  # what is left over would fill no tile
         at_once = 1 if isinstance(self.program, CProgram) else torch.get_num_threads()
         count = max(math.ceil(len(order) / most), min(at_once, len(order)))
-        slots = min(most, tile * math.ceil(len(order) / count / tile))
+        slots = math.ceil(len(order) / count)
         blocks = [order[a : a + slots] for a in range(0, len(order), slots)]
         floats, notes = _room(self.layout, span, slots)
         places = min(at_once, len(blocks))

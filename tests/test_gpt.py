@@ -289,6 +289,9 @@ def test_a_row_is_the_same_in_every_batch(name: str, weights: str, backend: str)
         tokens, logprobs = ours.generate([asked[n]], None, draws[n : n + 1], 10, END, 1.0, 0.9)
         assert (tokens[0], logprobs[0]) == (whole[0][n], whole[1][n])
         assert ours.score([asked[n]], None, [1]) == [scores[n]]
+    for n in range(2, 18):  # tiles of every number of rows
+        found = ours.generate(asked[:n], None, draws[:n], 10, END, 1.0, 0.9)
+        assert found == (whole[0][:n], whole[1][:n])
     back = ours.generate(asked[::-1], None, draws.flip(0), 10, END, 1.0, 0.9)
     assert (back[0][::-1], back[1][::-1]) == whole
 
