@@ -8,6 +8,7 @@ neither the pool nor the number of workers can be told from a ledger.
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -113,8 +114,9 @@ def build(spec: Spec) -> Agent:
     arena = load("arena", spec.arena, base)(**spec.arena_options)
     make = load("agent", spec.use, base)
     given: dict[str, Any] = {"name": spec.name, "seed": spec.seed}
+    parameters = inspect.signature(make).parameters
     for parameter in OF_ARENA:
-        if parameter in make.__init__.__annotations__ and hasattr(arena, parameter):
+        if parameter in parameters and hasattr(arena, parameter):
             given[parameter] = getattr(arena, parameter)
     agent: Agent = make(**given, **spec.options)
     return agent
