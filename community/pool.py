@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from community.errors import CommunityError
 from community.plugins import load
+from community.replies import ideas_of, learned_of, verdicts_of
 from community.types import Agent, Learned, Study
 
 OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
@@ -74,10 +75,12 @@ class Worker:
         return agent
 
     def propose(self, requests: Sequence[Any]) -> list[Any]:
-        return isolate(self.agent.propose, requests)
+        agent, name = self.agent, self.spec.name
+        return isolate(lambda some: ideas_of(name, some, agent.propose(some)), requests)
 
     def judge(self, ballots: Sequence[Any]) -> list[Any]:
-        return isolate(self.agent.judge, ballots)
+        agent, name = self.agent, self.spec.name
+        return isolate(lambda some: verdicts_of(name, some, agent.judge(some)), ballots)
 
     def learn(self, study: Study) -> tuple[Learned, str] | Failure:
         """Train and save in one call: an actor that dies between them loses nothing.
@@ -86,22 +89,28 @@ class Worker:
         raises is a Failure.
         """
         try:
-            learned = self.agent.learn(study)
+            learned = learned_of(self.agent.learn(study))
         except CommunityError:
             raise
         except Exception as error:  # whatever a member raises is data
-            return Failure(f"{type(error).__name__}: {error}")
+            return _failure(error)
         return learned, self.save()
 
     def save(self) -> str:
         """The checkpoint's id. Raises CommunityError if it cannot be written (a full disk)."""
         try:
-            return self.agent.save(self.folder)
+            checkpoint: object = self.agent.save(self.folder)
         except (OSError, SafetensorError) as error:
             raise CommunityError(
                 f"cannot write a checkpoint to {self.folder} ({_first(error)}); make room, then "
                 "resume the run"
             ) from error
+        if not isinstance(checkpoint, str) or not checkpoint:
+            raise CommunityError(
+                f"save of {self.spec.name} ({self.spec.use}) gave {checkpoint!r}; it must give the "
+                "id of the checkpoint, a text"
+            )
+        return checkpoint
 
     def load(self, checkpoint: str) -> str:
         self.agent.load(self.folder, checkpoint)
@@ -134,10 +143,15 @@ def isolate(
         return [(-1, result) for result in method(batch)]
     except Exception as error:  # whatever a member raises is data
         if len(batch) == 1:
-            return [(0, Failure(f"{type(error).__name__}: {error}"))]
+            return [(0, _failure(error))]
     middle = len(batch) // 2
     left, right = isolate(method, batch[:middle]), isolate(method, batch[middle:])
     return left + [(i if i < 0 else i + middle, result) for i, result in right]
+
+
+def _failure(error: Exception) -> Failure:
+    """In characters that every ledger holds."""
+    return Failure(f"{type(error).__name__}: {error}".encode(errors="replace").decode())
 
 
 class Pool(Protocol):
