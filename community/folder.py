@@ -17,6 +17,7 @@ from community.errors import CommunityError
 from community.ledger import Ledger
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.types import Arena, Split
+from community.world import posed
 
 VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
 
@@ -73,7 +74,7 @@ def _pose_each(recipe: Recipe, arena: Arena) -> None:
         ("holdout", wanted.holdout_levels * bool(wanted.holdout)),
     ]
     for split, level in {(split, level) for split, levels in plan for level in levels}:
-        arena.pose(split, recipe.run.seed, 0, level)
+        posed(arena, split, recipe.run.seed, 0, level)
 
 
 def _new_ledger(recipe: Recipe, base: Path, path: Path) -> None:
