@@ -25,6 +25,7 @@ from community.members import Silence
 from community.parts import arena_of, specs_of
 from community.run import How, play
 from community.types import Idea, seed_of
+from community.world import posed
 
 
 def play_baselines(folder: Path, how: How) -> None:
@@ -146,6 +147,6 @@ def _untrained(recipe: Recipe, kind: str, member: dict[str, Any], base: Path) ->
     if solve is None:
         raise CommunityError(f"arena {arena.name} has no worked examples for baseline few-shot")
     seed, level = seed_of(recipe.run.seed, "shots"), recipe.level(1)
-    tasks = [arena.pose("train", seed, i, level) for i in range(recipe.baselines.shots)]
+    tasks = [posed(arena, "train", seed, i, level) for i in range(recipe.baselines.shots)]
     shots = [[task.prompt, solve(task)] for task in tasks]
     return {"temperature": 0.0, "samples": 1, "shots": shots}

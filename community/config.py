@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from community.errors import CommunityError
-from community.types import World, content_hash
+from community.types import COMMUNITY, WORLD, World, content_hash
 
 SEEDS = 2**63  # what a database holds: 64 bits, one of them for the sign
 Level = Annotated[int, Field(ge=0)]  # the arena says how high they go
@@ -175,6 +175,8 @@ class Recipe(Section):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two members are called {twice[0]!r}; give each its own name")
+        if taken := sorted({WORLD, COMMUNITY} & set(names)):
+            raise ValueError(f"no member can be called {taken[0]!r}; give it another name")
         if self.topology[0].from_round != 1:
             raise ValueError("the first topology must hold from_round = 1")
         return self

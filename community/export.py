@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -50,21 +50,22 @@ def export(
     disk, and where no row is left.
     """
     _check(ledger, folder, wanted)
-    part = folder.absolute().parent / f".{folder.name}.part"
+    parent = folder.absolute().parent
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        counts = _fill(ledger, part, wanted, listener)
-        (part / "README.md").write_text(
-            card.text(ledger, wanted, counts, _digest(part)), encoding="utf-8", newline="\n"
-        )
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        # a place of its own: another process may be exporting to a folder of this name
+        with TemporaryDirectory(dir=parent, prefix=".part-") as place:
+            part = Path(place) / "whole"
+            part.mkdir()
+            counts = _fill(ledger, part, wanted, listener)
+            (part / "README.md").write_text(
+                card.text(ledger, wanted, counts, _digest(part)), encoding="utf-8", newline="\n"
+            )
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     except OSError as error:
         raise CommunityError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return counts
 
 

@@ -20,13 +20,13 @@ from community.errors import CommunityError
 from community.findings import happened
 from community.ledger import Ledger, Summary
 from community.parts import arena_of
-from community.round import verified
 from community.rows import mapping_of, read_ideas, read_tasks
 from community.standings import book_of, by_level, by_place, course, holdout, scores_of
 from community.tables import checkpoints, ideas, learnings, lessons, spent, tasks, taught
 from community.tables import rounds as played
 from community.topology import Entry, at_round
 from community.types import Arena, Score
+from community.world import verified
 
 Facts = dict[str, Any]
 

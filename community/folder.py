@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tomli_w
@@ -17,6 +18,7 @@ from community.errors import CommunityError
 from community.ledger import Ledger
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.types import Arena, Split
+from community.world import posed
 
 VERSIONS = ("modelcommunity", "torch", "transformers", "ray", "numpy", "scipy", "sqlalchemy")
 
@@ -28,16 +30,20 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
     there is no room.
     """
     check(recipe, base)
-    part = folder.parent / f".{folder.name}.part"
     try:
         _refuse_taken(folder)
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "checkpoints").mkdir(parents=True)
-        text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-        (part / "recipe.toml").write_text(text, encoding="utf-8")
-        _new_ledger(recipe, base, part / "ledger.db")
-        part.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # a place of its own: another process may be laying out a run of this name
+        with TemporaryDirectory(dir=folder.parent, prefix=".part-") as place:
+            part = Path(place) / folder.name
+            (part / "checkpoints").mkdir(parents=True)
+            text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+            (part / "recipe.toml").write_text(text, encoding="utf-8")
+            _new_ledger(recipe, base, part / "ledger.db")
+            part.rename(folder)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            _refuse_taken(folder)
         hint = "; --name gives the run a shorter one" * (error.errno == errno.ENAMETOOLONG)
         raise CommunityError(f"cannot write to {folder.parent}: {error.strerror}{hint}") from error
 
@@ -73,7 +79,7 @@ def _pose_each(recipe: Recipe, arena: Arena) -> None:
         ("holdout", wanted.holdout_levels * bool(wanted.holdout)),
     ]
     for split, level in {(split, level) for split, levels in plan for level in levels}:
-        arena.pose(split, recipe.run.seed, 0, level)
+        posed(arena, split, recipe.run.seed, 0, level)
 
 
 def _new_ledger(recipe: Recipe, base: Path, path: Path) -> None:

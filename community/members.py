@@ -21,6 +21,7 @@ from community.types import (
     Verdict,
     seed_of,
 )
+from community.world import answered, rephrased
 
 Teams = Mapping[str, Sequence[Task]]
 
@@ -125,7 +126,7 @@ class Members:
         purpose: str,
     ) -> Request:
         seed = seed_of(self.seed, n, name, task.id, turn, purpose)
-        words = tuple(self.arena.rephrase(task, i) for i in range(self.phrasings))
+        words = tuple(rephrased(self.arena, task, i) for i in range(self.phrasings))
         return Request(task, n, turn, seed, readings, words, samples)
 
     def _ideas(self, phase: str, work: Mapping[str, list[Request]]) -> list[Idea]:
@@ -143,7 +144,7 @@ class Members:
         return ideas
 
     def _answered(self, task: Task, idea: Idea) -> Idea:
-        return idea if idea.failure else replace(idea, answer=self.arena.answer(task, idea.text))
+        return idea if idea.failure else replace(idea, answer=answered(self.arena, task, idea.text))
 
     def _failed(self, name: str, request: Request, failure: Failure) -> Idea:
         return Idea(

@@ -14,6 +14,7 @@ from community.folder import check
 from community.parts import arena_of, graph_of, router_of, specs_of
 from community.pool import Spec, Worker
 from community.types import Arena, Idea, Lesson, Request, Study, Task
+from community.world import posed
 
 SAMPLE = 8  # tasks answered, and examples learned from, for the measurement
 STEPS = 2
@@ -58,7 +59,7 @@ def plan(recipe: Recipe, base: Path) -> Group:
 
 def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:
     """Tokens generated and seconds that one member spends on a round."""
-    tasks = [arena.pose("train", recipe.run.seed, i, recipe.level(1)) for i in range(SAMPLE)]
+    tasks = [posed(arena, "train", recipe.run.seed, i, recipe.level(1)) for i in range(SAMPLE)]
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(spec, folder)
         agent = worker.agent  # making it is not counted

@@ -162,6 +162,8 @@ def _first_line(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
 
 
 def _from_module(name: str) -> ModuleType:
+    if name.startswith("."):
+        raise CommunityError(f"cannot import {name}: a recipe is in no package; name it whole")
     try:
         return importlib.import_module(name)
     except (ImportError, SyntaxError) as error:

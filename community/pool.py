@@ -8,6 +8,7 @@ neither the pool nor the number of workers can be told from a ledger.
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 
 from community.errors import CommunityError
 from community.plugins import load
+from community.replies import ideas_of, learned_of, verdicts_of
 from community.types import Agent, Learned, Study
 
 OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
@@ -73,10 +75,12 @@ class Worker:
         return agent
 
     def propose(self, requests: Sequence[Any]) -> list[Any]:
-        return isolate(self.agent.propose, requests)
+        agent, name = self.agent, self.spec.name
+        return isolate(lambda some: ideas_of(name, some, agent.propose(some)), requests)
 
     def judge(self, ballots: Sequence[Any]) -> list[Any]:
-        return isolate(self.agent.judge, ballots)
+        agent, name = self.agent, self.spec.name
+        return isolate(lambda some: verdicts_of(name, some, agent.judge(some)), ballots)
 
     def learn(self, study: Study) -> tuple[Learned, str] | Failure:
         """Train and save in one call: an actor that dies between them loses nothing.
@@ -85,22 +89,28 @@ class Worker:
         raises is a Failure.
         """
         try:
-            learned = self.agent.learn(study)
+            learned = learned_of(self.agent.learn(study))
         except CommunityError:
             raise
         except Exception as error:  # whatever a member raises is data
-            return Failure(f"{type(error).__name__}: {error}")
+            return _failure(error)
         return learned, self.save()
 
     def save(self) -> str:
         """The checkpoint's id. Raises CommunityError if it cannot be written (a full disk)."""
         try:
-            return self.agent.save(self.folder)
+            checkpoint: object = self.agent.save(self.folder)
         except (OSError, SafetensorError) as error:
             raise CommunityError(
                 f"cannot write a checkpoint to {self.folder} ({_first(error)}); make room, then "
                 "resume the run"
             ) from error
+        if not isinstance(checkpoint, str) or not checkpoint:
+            raise CommunityError(
+                f"save of {self.spec.name} ({self.spec.use}) gave {checkpoint!r}; it must give the "
+                "id of the checkpoint, a text"
+            )
+        return checkpoint
 
     def load(self, checkpoint: str) -> str:
         self.agent.load(self.folder, checkpoint)
@@ -113,8 +123,9 @@ def build(spec: Spec) -> Agent:
     arena = load("arena", spec.arena, base)(**spec.arena_options)
     make = load("agent", spec.use, base)
     given: dict[str, Any] = {"name": spec.name, "seed": spec.seed}
+    parameters = inspect.signature(make).parameters
     for parameter in OF_ARENA:
-        if parameter in make.__init__.__annotations__ and hasattr(arena, parameter):
+        if parameter in parameters and hasattr(arena, parameter):
             given[parameter] = getattr(arena, parameter)
     agent: Agent = make(**given, **spec.options)
     return agent
@@ -132,10 +143,15 @@ def isolate(
         return [(-1, result) for result in method(batch)]
     except Exception as error:  # whatever a member raises is data
         if len(batch) == 1:
-            return [(0, Failure(f"{type(error).__name__}: {error}"))]
+            return [(0, _failure(error))]
     middle = len(batch) // 2
     left, right = isolate(method, batch[:middle]), isolate(method, batch[middle:])
     return left + [(i if i < 0 else i + middle, result) for i, result in right]
+
+
+def _failure(error: Exception) -> Failure:
+    """In characters that every ledger holds."""
+    return Failure(f"{type(error).__name__}: {error}".encode(errors="replace").decode())
 
 
 class Pool(Protocol):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from time import monotonic
 from typing import Any, Protocol
 
 import networkx as nx
 
-from community.errors import CommunityError
 from community.types import (
     WORLD,
     Arena,
@@ -23,6 +21,7 @@ from community.types import (
     Verdict,
     seed_of,
 )
+from community.world import verified
 
 Teams = Mapping[str, Sequence[Task]]
 Pair = tuple[Idea, Idea]
@@ -151,19 +150,6 @@ def ask_world(n: int, tasks: Sequence[Task], ideas: Sequence[Idea], arena: Arena
     return [
         Verdict(n, idea.task, WORLD, idea.id, score) for idea, score in scores if score is not None
     ]
-
-
-def verified(arena: Arena, task: Task, idea: Idea) -> float | None:
-    """What the arena says of an idea. Raises CommunityError for what is not from 0 to 1 or None."""
-    score: object = arena.verify(task, idea)  # an arena may be anyone's
-    if score is None:
-        return None
-    if isinstance(score, Real) and 0 <= float(score) <= 1:
-        return float(score)
-    raise CommunityError(
-        f"verify of the arena {arena.name} gave {score!r} for an idea; it must give a number from "
-        "0 to 1, or None where it cannot tell"
-    )
 
 
 def consistency(ideas: Sequence[Idea]) -> dict[str, float]:

@@ -22,8 +22,9 @@ from community.ledger import Ledger
 from community.members import Listener, Members, Silence
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
-from community.round import deliberate, nothing_known, play_round, verified
+from community.round import deliberate, nothing_known, play_round
 from community.types import (
+    COMMUNITY,
     Arena,
     Checkpoint,
     Idea,
@@ -35,6 +36,7 @@ from community.types import (
     Split,
     Task,
 )
+from community.world import answered, posed, verified
 
 POOLS = ("local", "ray")
 
@@ -230,9 +232,9 @@ class Run:
     def _doubted(self, n: int, lessons: Sequence[Lesson]) -> set[str]:
         """Tasks of earlier lessons that most members, asked again, answer otherwise."""
         texts = {lesson.task: lesson.text for lesson in lessons}
-        posed = {task.id: task for r in range(1, n) for task in self.tasks("train", r)}
-        answers = {t: self.arena.answer(posed[t], text) for t, text in texts.items()}
-        teams = dict.fromkeys(self.names, tuple(posed[t] for t in texts))
+        by_id = {task.id: task for r in range(1, n) for task in self.tasks("train", r)}
+        answers = {t: answered(self.arena, by_id[t], text) for t, text in texts.items()}
+        teams = dict.fromkeys(self.names, tuple(by_id[t] for t in texts))
         ideas = self.members.propose(n, teams, samples=1, purpose="revalidate")
         return school.doubted(ideas, answers)
 
@@ -296,7 +298,7 @@ class Run:
         teams = dict.fromkeys(self.names, tasks)
         ideas, _, ranking = deliberate(n, tasks, teams, self.members, graph, None, rules)
         by_id = {idea.id: idea for idea in ideas}
-        answers = {"community": {t: by_id[top.idea] for t, top in ranking.winners().items()}}
+        answers = {COMMUNITY: {t: by_id[top.idea] for t, top in ranking.winners().items()}}
         answers |= {name: {} for name in self.names}
         for idea in ideas:
             if idea.sample == 0 and idea.turn == 0:
@@ -330,12 +332,12 @@ def tasks_of(recipe: Recipe, arena: Arena, split: Split, n: int = 0) -> tuple[Ta
         plan = [(level, wanted.holdout) for level in wanted.holdout_levels]
     # A round's tasks follow each other in one sequence, so that none comes twice early on.
     first = (n - 1) * wanted.train if n else 0
-    posed = (
-        arena.pose(split, recipe.run.seed, first + index, level)
+    found = (
+        posed(arena, split, recipe.run.seed, first + index, level)
         for level, count in plan
         for index in range(count)
     )
-    return tuple({task.id: task for task in posed}.values())
+    return tuple({task.id: task for task in found}.values())
 
 
 def exact_match(

@@ -11,8 +11,8 @@ from scipy.stats import binomtest
 
 from community.config import FirstSection, LearningSection
 from community.errors import CommunityError
-from community.round import verified
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
+from community.world import posed, said, verified
 
 PATIENCE = 50  # tasks posed for one that belongs to a member's domains
 Answers = dict[str, bool]  # task id -> right
@@ -43,11 +43,11 @@ def first_lessons(
     index = missed = 0
     while len(lessons) < count:
         level = first.levels[len(lessons) % len(first.levels)]
-        task = arena.pose("train", seed_of(seed, learner, "first"), index, level)
+        task = posed(arena, "train", seed_of(seed, learner, "first"), index, level)
         index += 1
         if not domains or task.domain in domains:
             missed = 0
-            text = solve(task)
+            text = said(arena, "solve", solve(task))
             lessons.append(Lesson(0, learner, task.id, "", task.prompt, text, "first lessons"))
         elif (missed := missed + 1) == PATIENCE:
             raise CommunityError(

@@ -24,6 +24,7 @@ from community.plugins import load
 from community.pool import build
 from community.run import exact_match, tasks_of
 from community.types import Arena, Idea, Request, Score, Task
+from community.world import answered
 
 Scores = Mapping[str, Sequence[Score]]  # weights -> exact match by domain and level
 
@@ -91,4 +92,4 @@ def _weights(
 def _answers(agent: Any, tasks: Sequence[Task], arena: Arena) -> dict[str, Idea]:
     ideas = agent.propose([Request(task, 0, 0, 0, samples=1) for task in tasks])
     pairs = zip(tasks, ideas, strict=True)
-    return {task.id: replace(idea, answer=arena.answer(task, idea.text)) for task, idea in pairs}
+    return {task.id: replace(idea, answer=answered(arena, task, idea.text)) for task, idea in pairs}

@@ -44,10 +44,15 @@ def build(
         if option not in known:
             raise unknown(f"option of topology {name}", option, known)
         _check_type(name, option, value, known[option])
+    for option in known.keys() - options.keys():
+        if known[option] is inspect.Parameter.empty:
+            raise CommunityError(f"topology {name} needs the option {option}: give it a value")
     if "seed" in given:
         options["seed"] = seed
-    graph = function(list(members), **options)
-    strangers = sorted(set(graph) - set(members))
+    graph: object = function(list(members), **options)
+    if not isinstance(graph, nx.Graph):
+        raise CommunityError(f"topology {name} gave {graph!r}; it must give a networkx graph")
+    strangers = sorted(map(str, set(graph) - set(members)))
     if strangers:
         raise _strangers(f"topology {name}", strangers)
     return _graph(members, graph.edges())

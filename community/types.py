@@ -21,6 +21,8 @@ World = Literal["always", "validation", "never"]
 
 WORLD = "world"
 """The judge's name in verdicts that come from an arena's own check."""
+COMMUNITY = "community"
+"""The solver's name in scores of the answers that all members agreed on."""
 
 
 def content_hash(*parts: Any, length: int = 20) -> str:

@@ -92,6 +92,13 @@ def test_no_two_members_of_one_name() -> None:
     assert "two members are called 'ada-2'" in refusal(members=counted)
 
 
+@pytest.mark.parametrize("name", ["world", "community"])
+def test_no_member_votes_or_scores_in_the_name_of_another(name: str) -> None:
+    """A member called so had its verdicts counted as the world's, or hid the community's score."""
+    called = [{"name": name, "use": "scripted"}]
+    assert f"no member can be called {name!r}; give it another name" in refusal(members=called)
+
+
 def test_a_member_with_a_count_is_that_many() -> None:
     recipe = parse(LEAST | {"members": [{"use": "scripted", "count": 3}, *LEAST["members"]]})
     assert [name for name, _ in recipe.roster()] == ["expert-1", "expert-2", "expert-3", "expert"]

@@ -167,6 +167,20 @@ def test_an_arena_that_lacks_what_its_members_need(tmp_path: Path) -> None:
     assert specs_of(recipe(arena={"use": "told.py:Silent"}, members=members), tmp_path)
 
 
+def test_the_arena_fills_in_what_an_agent_takes_without_annotations(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from community.agents.scripted import ScriptedAgent\n"
+        "class Plain(ScriptedAgent):\n"
+        "    def __init__(self, name, seed, solve, domain):\n"
+        "        super().__init__(name, seed, solve=solve, domain=domain)\n"
+        "def plain(name, seed, solve, domain):\n"
+        "    return Plain(name, seed, solve, domain)\n"
+    )
+    members = [{"name": kind, "use": f"plain.py:{kind}"} for kind in ("Plain", "plain")]
+    made = [build(spec) for spec in specs_of(recipe(members=members), tmp_path)]
+    assert [agent.name for agent in made] == ["Plain", "plain"]
+
+
 def test_a_ranker_and_a_topology_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "my-own.py").write_text(MINE)
     wanted = recipe(ranking={"method": "my-own.py:latest"}, topology={"use": "my-own.py:chain"})

@@ -122,6 +122,7 @@ def test_what_cannot_be_found_is_said(parrot: Path) -> None:
     assert "no file" in refusal("arena", "nowhere.py:Parrot", parrot)
     assert "did you mean 'Parrot'?" in refusal("arena", "parrot.py:Parot", parrot)
     assert "cannot import no_such_package" in refusal("arena", "no_such_package.x:Y")
+    assert "name it whole" in refusal("arena", ".x:Y")
     assert "'JSON'" in refusal("arena", "json:JSON")
 
 

@@ -19,12 +19,13 @@ from community.errors import CommunityError
 from community.members import Members
 from community.pool import LocalPool, Spec
 from community.ranking import pairings, rank
-from community.round import Rules, ask_world, ballots, consistency, in_order, play_round, verified
+from community.round import Rules, ask_world, ballots, consistency, in_order, play_round
 from community.router import Router
 from community.run import exact_match
 from community.school import judged_by_world
 from community.topology import build, neighbours
 from community.types import WORLD, Idea, Ranking, Round, Task, Verdict
+from community.world import verified
 
 NAMES = ("ada", "bo", "cy", "dan")
 ARENA = ArithmeticArena()

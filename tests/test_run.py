@@ -215,11 +215,19 @@ class TestLayingOut:
             made(tmp_path, CROWD + schedule)
 
     def test_what_a_killed_start_left_is_no_run_and_no_obstacle(self, tmp_path: Path) -> None:
-        part = tmp_path / "runs" / ".tiny.part"
+        part = tmp_path / "runs" / ".part-x" / "tiny"
         part.mkdir(parents=True)
-        (part / "recipe.toml").write_text("half")
+        (part / "ledger.db").write_text("half")
         assert reopen(made(tmp_path))[1] == tmp_path.resolve()
-        assert not part.exists()
+        assert "damaged" not in community(tmp_path, "runs").out
+
+    def test_of_two_starts_of_a_name_at_the_same_time_one_is_refused(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD)
+        both = [Command(tmp_path, "run", recipe, "--name", "one") for _ in range(2)]
+        refused, played = sorted((found.wait() for found in both), key=lambda done: -done.code)
+        assert "in runs/one already" in refused.refused().replace(f"{tmp_path}/", "")
+        assert played.code == 0, played.err
+        assert not list((tmp_path / "runs").glob(".part-*"))
 
     def test_a_start_is_taken_back_only_if_it_came_to_nothing(self, tmp_path: Path) -> None:
         run = made(tmp_path)

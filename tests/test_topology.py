@@ -243,6 +243,21 @@ def test_ones_own_function_is_a_topology() -> None:
         build(gossip, ["a", "b"], of=2)
 
 
+def test_ones_own_function_that_gives_no_graph_of_members_is_named() -> None:
+    def nothing(members: list[str]) -> None:
+        return None
+
+    def numbers(members: list[str], count: int) -> nx.Graph[int]:
+        return nx.path_graph(count)
+
+    with pytest.raises(CommunityError, match="topology nothing gave None; it must give a networkx"):
+        build(nothing, ["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(CommunityError, match="topology numbers names 0, 1, who are not members"):
+        build(numbers, ["a", "b"], count=2)
+    with pytest.raises(CommunityError, match="topology numbers needs the option count"):
+        build(numbers, ["a", "b"])
+
+
 def test_a_schedule_changes_the_topology_by_round() -> None:
     schedule = [(1, "ring", {}), (3, "small_world", {"neighbours": 2}), (5, "star", {})]
     assert [at_round(schedule, n)[0] for n in (1, 2, 3, 4, 5, 99)] == [

@@ -22,9 +22,9 @@ from community.database import file_of
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.plugins import load
-from community.round import verified
 from community.tables import ideas, learnings, lessons, rounds, scores, spent, tasks
 from community.types import Arena
+from community.world import verified
 
 RECENT = 5
 """Rounds that the time left is reckoned from."""

@@ -1,0 +1,107 @@
+"""What an agent gave back, looked at before anything is built on it: an agent may be anyone's.
+
+Each function raises ValueError for a reply that does not belong to what was asked, which the
+pool makes a failure of that member: nobody answers, votes or spends in another's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from community.types import Ballot, Idea, Learned, Request, Verdict
+
+Noun = TypeVar("Noun", Idea, Verdict)
+
+TEXTS = ("text", "answer", "prompt", "checkpoint", "failure")
+FLOATS = ("logprob", "decoding.temperature", "decoding.top_p")  # content ids tell 0 from 0.0
+
+
+def ideas_of(author: str, requests: Sequence[Request], given: Iterable[Any]) -> list[Idea]:
+    """The ideas that a member gave for requests."""
+    asked = {request.task.id: request for request in requests}
+    seen: set[tuple[str, int]] = set()
+    found = [_of_kind(Idea, item) for item in given]
+    for idea in found:
+        request = asked.get(idea.task)
+        if request is None:
+            raise ValueError(f"an idea is of task {idea.task!r}, which was not asked")
+        _same(idea, author=author, round=request.round, turn=request.turn)
+        if strangers := set(idea.parents) - {read.id for read in request.readings}:
+            raise ValueError(f"an idea names parents that it was not given: {sorted(strangers)}")
+        if (idea.task, idea.sample) in seen:
+            raise ValueError(f"two ideas of a task are both its sample {idea.sample}")
+        seen.add((idea.task, idea.sample))
+        _plain(idea)
+    return found
+
+
+def verdicts_of(judge: str, ballots: Sequence[Ballot], given: Iterable[Any]) -> list[Verdict]:
+    """The verdicts that a member gave on ballots, on pairs or on single ideas of them."""
+    asked = {ballot.task.id: (ballot.round, _comparable(ballot)) for ballot in ballots}
+    seen: set[frozenset[str]] = set()
+    found = [_of_kind(Verdict, item) for item in given]
+    for verdict in found:
+        if verdict.task not in asked:
+            raise ValueError(f"a verdict is on task {verdict.task!r}, which was not asked")
+        round_, comparable = asked[verdict.task]
+        _same(verdict, judge=judge, round=round_)
+        if (verdict.idea, verdict.other) not in comparable:
+            raise ValueError("a verdict is on ideas that were not asked")
+        if (both := frozenset((verdict.idea, verdict.other))) in seen:
+            raise ValueError("two verdicts are on the same ideas")
+        seen.add(both)
+        for name in ("score", "confidence"):
+            value = getattr(verdict, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"the {name} of a verdict is {value!r} and not from 0 to 1")
+    return found
+
+
+def learned_of(given: Any) -> Learned:
+    """What a member says came of a study."""
+    if not isinstance(given, Learned):
+        raise ValueError(f"learn gave {given!r} and not a Learned")
+    for name in ("steps", "tokens"):
+        _count(given, name)
+    if not isinstance(given.loss, int | float | None):
+        raise ValueError(f"the loss of a Learned is {given.loss!r} and no number")
+    return given
+
+
+def _comparable(ballot: Ballot) -> set[tuple[str, str]]:
+    """Ids of the pairs of a ballot either way round, and of their ideas alone."""
+    pairs = {(x.id, y.id) for x, y in ballot.pairs}
+    return pairs | {(y, x) for x, y in pairs} | {(x, "") for pair in pairs for x in pair}
+
+
+def _of_kind(kind: type[Noun], item: Any) -> Noun:
+    if not isinstance(item, kind):
+        raise ValueError(f"{item!r} is not of the class {kind.__name__}")
+    return item
+
+
+def _same(noun: Idea | Verdict, **wanted: Any) -> None:
+    for name, value in wanted.items():
+        if (own := getattr(noun, name)) != value:
+            kind = type(noun).__name__
+            raise ValueError(f"the {name} of an object of {kind} is {own!r} and not {value!r}")
+
+
+def _plain(idea: Idea) -> None:
+    """Only what a ledger can hold and give back as it is."""
+    for name in TEXTS:
+        if not isinstance(value := getattr(idea, name), str):
+            raise ValueError(f"the {name} of an idea is {value!r} and no text")
+    for name in ("sample", "tokens"):
+        _count(idea, name)
+    for name in FLOATS:
+        owner = idea.decoding if name.startswith("decoding.") else idea
+        if not isinstance(value := getattr(owner, name.rpartition(".")[2]), float):
+            raise ValueError(f"the {name} of an idea is {value!r} and no float")
+    _ = idea.id  # hashes it whole, which needs characters that UTF-8 knows
+
+
+def _count(noun: Idea | Learned, name: str) -> None:
+    if not isinstance(value := getattr(noun, name), int) or value < 0:
+        raise ValueError(f"{name} is {value!r} and not a whole number, 0 or more")
