@@ -6,22 +6,24 @@ pool makes a failure of that member: nobody answers, votes or spends in another'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Real
 from typing import Any, TypeVar
 
-from community.types import Ballot, Idea, Learned, Request, Verdict
+from community.types import Ballot, Decoding, Idea, Learned, Request, Verdict
 
-Noun = TypeVar("Noun", Idea, Verdict)
+Noun = TypeVar("Noun", Idea, Verdict, Decoding)
 
 TEXTS = ("text", "answer", "prompt", "checkpoint", "failure")
-FLOATS = ("logprob", "decoding.temperature", "decoding.top_p")  # content ids tell 0 from 0.0
 
 
 def ideas_of(author: str, requests: Sequence[Request], given: Iterable[Any]) -> list[Idea]:
     """The ideas that a member gave for requests."""
     asked = {request.task.id: request for request in requests}
     seen: set[tuple[str, int]] = set()
-    found = [_of_kind(Idea, item) for item in given]
+    found = [_plain(_of_kind(Idea, item)) for item in given]
     for idea in found:
         request = asked.get(idea.task)
         if request is None:
@@ -32,7 +34,6 @@ def ideas_of(author: str, requests: Sequence[Request], given: Iterable[Any]) -> 
         if (idea.task, idea.sample) in seen:
             raise ValueError(f"two ideas of a task are both its sample {idea.sample}")
         seen.add((idea.task, idea.sample))
-        _plain(idea)
     return found
 
 
@@ -88,18 +89,25 @@ def _same(noun: Idea | Verdict, **wanted: Any) -> None:
             raise ValueError(f"the {name} of an object of {kind} is {own!r} and not {value!r}")
 
 
-def _plain(idea: Idea) -> None:
-    """Only what a ledger can hold and give back as it is."""
+def _plain(idea: Idea) -> Idea:
+    """With only what a ledger can hold and give back as it is."""
     for name in TEXTS:
         if not isinstance(value := getattr(idea, name), str):
             raise ValueError(f"the {name} of an idea is {value!r} and no text")
     for name in ("sample", "tokens"):
         _count(idea, name)
-    for name in FLOATS:
-        owner = idea.decoding if name.startswith("decoding.") else idea
-        if not isinstance(value := getattr(owner, name.rpartition(".")[2]), float):
-            raise ValueError(f"the {name} of an idea is {value!r} and no float")
+    how = _of_kind(Decoding, idea.decoding)
+    how = replace(how, temperature=_float(how, "temperature"), top_p=_float(how, "top_p"))
+    idea = replace(idea, logprob=_float(idea, "logprob"), decoding=how)
     _ = idea.id  # hashes it whole, which needs characters that UTF-8 knows
+    return idea
+
+
+def _float(noun: Idea | Decoding, name: str) -> float:
+    """As a float what may be a whole number: content ids tell 0 from 0.0."""
+    if not isinstance(value := getattr(noun, name), Real) or math.isnan(value):
+        raise ValueError(f"the {name} of an idea is {value!r} and no number")
+    return float(value)
 
 
 def _count(noun: Idea | Learned, name: str) -> None:

@@ -12,7 +12,7 @@ from command import CROWD, community, write_recipe
 
 from community.ledger import Ledger
 from community.replies import ideas_of, learned_of, verdicts_of
-from community.types import WORLD, Ballot, Idea, Learned, Request, Task, Verdict
+from community.types import WORLD, Ballot, Decoding, Idea, Learned, Request, Task, Verdict
 
 TASK = Task("1+1=", "arithmetic", "addition", 1, "train", 0, 0)
 READ = Idea(TASK.id, "bo", "", 1, 0, 0, "3")
@@ -50,6 +50,10 @@ def test_what_was_asked_is_taken_as_it_is() -> None:
     single = Verdict(1, TASK.id, "al", IDEA.id, 0.5)
     assert verdicts_of("al", [BALLOT], [VERDICT, single]) == [VERDICT, single]
     assert learned_of(Learned(1, None, 0)) == Learned(1, None, 0)
+    whole = replace(IDEA, logprob=-1, decoding=Decoding(temperature=1))
+    assert [idea.id for idea in ideas_of("al", [REQUEST], [whole])] == [
+        replace(IDEA, logprob=-1.0, decoding=Decoding(temperature=1.0)).id
+    ]
     assert ideas_of("al", [REQUEST], []) == verdicts_of("al", [BALLOT], []) == []
 
 
@@ -67,7 +71,8 @@ def test_what_was_asked_is_taken_as_it_is() -> None:
         [replace(IDEA, text=2)],
         [replace(IDEA, text="\ud800")],
         [replace(IDEA, tokens=-1)],
-        [replace(IDEA, logprob=0)],
+        [replace(IDEA, logprob=NAN)],
+        [replace(IDEA, decoding=None)],  # type: ignore[arg-type]
     ],
 )
 def test_ideas_that_were_not_asked_are_refused(given: list[Any]) -> None:
