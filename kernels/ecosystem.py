@@ -6,8 +6,9 @@
     )
 
 A model's config may hold `attention_temperature`, one number or one for each head (below 1
-sharper, above 1 more relaxed), and `attention_sink`, True for softmax1. Experts are those of
-mixture-of-experts models: Mixtral, Qwen-MoE and the many that are built like them.
+sharper, above 1 more relaxed), and `attention_sink`, True for softmax1; of a model made of several
+it is the config of the part. Experts are those of mixture-of-experts models: Mixtral, Qwen-MoE and
+the many that are built like them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from community.kernels.experts import ACTIVATIONS, expert_mlp
 from community.kernels.routing import arranged
 
 NAME = "community"
+# what models ask of their attention that ours does not do; indices are of keys that they choose
+_UNKNOWN = ("softcap", "s_aux", "sinks", "output_attentions", "indices", "block_indices")
 # the activation functions of transformers that our experts have
 _NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATIONS = {
@@ -57,10 +60,10 @@ def forward(
     """Attention as transformers calls it: (B, H, T, D) -> (B, T, H, Dv).
 
     Dropout and a position bias that learns are computed by `reference`. Raises ValueError for
-    softcapped scores and for sinks that a model has learned.
+    softcapped scores, sinks that a model has learned, keys that it chooses and weights to be seen.
     """
-    for name in ("softcap", "s_aux"):
-        if options.get(name) is not None:
+    for name in _UNKNOWN:
+        if options.get(name) is not None and options[name] is not False:
             raise ValueError(f"attn_implementation={NAME!r} does not know {name}; use 'eager'")
     wanted = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(wanted) and attention_mask is None and query.shape[2] > 1

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV32Config,
     Gemma4ForCausalLM,
     Gemma4TextConfig,
     GPT2Config,
@@ -147,8 +149,29 @@ def test_the_config_sets_temperature_and_sink() -> None:
 def test_what_is_not_supported_says_so() -> None:
     model = llama()
     model.set_attn_implementation("community")
-    with pytest.raises(ValueError, match="softcap"):
-        model(**batch(model, None), softcap=3.0)
+    plain = model(**batch(model, None), softcap=None, output_attentions=False)
+    assert plain.logits.isfinite().all()
+    asked = {"softcap": 3.0, "output_attentions": True}
+    asked |= dict.fromkeys(("s_aux", "sinks", "indices", "block_indices"), torch.zeros(4))
+    for name, value in asked.items():
+        with pytest.raises(ValueError, match=f"does not know {name}; use 'eager'"):
+            model(**batch(model, None), **{name: value})
+
+
+def test_keys_that_a_model_chooses_are_not_ignored() -> None:
+    parts = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV32Config(
+        **{**MOE, "num_key_value_heads": 4, "q_lora_rank": 16, **parts},
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        index_topk=3,
+        index_n_heads=2,
+        index_head_dim=16,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="community")
+    with pytest.raises(ValueError, match="does not know indices"):
+        model(**batch(model, None))
 
 
 # -- experts ---------------------------------------------------------------------------
