@@ -42,7 +42,7 @@ def register() -> None:
     transformers; again does no harm."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
     AttentionInterface.register(NAME, forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # bool masks, none where a flag will do
+    AttentionMaskInterface.register(NAME, mask)
 
 
 def forward(
@@ -66,19 +66,13 @@ def forward(
         if options.get(name) is not None and options[name] is not False:
             raise ValueError(f"attn_implementation={NAME!r} does not know {name}; use 'eager'")
     wanted = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(wanted) and attention_mask is None and query.shape[2] > 1
-    if (
-        causal and key.shape[2] > query.shape[2]
-    ):  # an empty static cache: what is written comes first
-        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    mask = _mask(attention_mask, position_bias, query, key)
     config = getattr(module, "config", None)
     chosen: dict[str, Any] = {
-        "causal": causal,
+        "causal": bool(wanted) and attention_mask is None and query.shape[2] > 1,
         "scale": scaling,
         "temperature": _temperature(config, query),
         "sink": bool(getattr(config, "attention_sink", False)),
-        "mask": mask,
+        "mask": _added(attention_mask, position_bias, key),
     }
     if dropout:
         out, _ = reference(query, key, value, **chosen, dropout=dropout)
@@ -87,7 +81,16 @@ def forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(mask: Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+def mask(**given: Any) -> Tensor | None:
+    """The mask of a model as transformers asks for it: bool, and none where a flag will do."""
+    # A flag says that the last query sees the last key. In a static cache it does not; transformers
+    # would have what was not written yet cut off, and it cannot be told from queries left out.
+    if given["q_length"] not in (1, given["kv_length"]):
+        given["allow_is_causal_skip"] = False
+    return sdpa_mask(**given)
+
+
+def _added(mask: Tensor | None, bias: Tensor | None, key: Tensor) -> Tensor | None:
     if mask is not None and mask.dim() == 4:
         mask = mask[..., : key.shape[2]]
     if bias is None:

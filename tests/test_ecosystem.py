@@ -174,6 +174,42 @@ def test_keys_that_a_model_chooses_are_not_ignored() -> None:
         model(**batch(model, None))
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_queries_that_a_model_leaves_out(cache: str) -> None:
+    """The last layers of Gemma 4 have queries only for the logits that are kept."""
+    model = Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            **{**WIDE, "num_hidden_layers": 4},
+            head_dim=8,
+            global_head_dim=8,
+            num_kv_shared_layers=2,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            vocab_size_per_layer_input=50,
+            hidden_size_per_layer_input=8,
+        )
+    ).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    tokens, found = torch.randint(1, 50, (2, 9)), []
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    options["disable_compile"] = True
+    for name in ("eager", "community"):
+        model.set_attn_implementation(name)
+        for keep in (1, 3):
+            found.append([model(tokens, logits_to_keep=keep).logits])
+        said = model.generate(
+            tokens,
+            **options,
+            cache_implementation=cache,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        found.append(said.logits)
+    for theirs, ours in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
 # -- experts ---------------------------------------------------------------------------
 
 MOE = {**WIDE, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
