@@ -13,6 +13,8 @@ the many that are built like them.
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,13 +83,32 @@ def forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def mask(**given: Any) -> Tensor | None:
-    """The mask of a model as transformers asks for it: bool, and none where a flag will do."""
+def mask(*, config: Any, **given: Any) -> Tensor | None:
+    """The mask of a model as transformers asks for it: bool, and none where a flag will do.
+
+    Raises ValueError for a model that computes its attention itself: it would take True for a
+    number to add.
+    """
+    if not _asks(type(config)):
+        raise ValueError(
+            f"models of {type(config).__name__} compute attention themselves, whatever "
+            f"attn_implementation={NAME!r} says; use 'eager'"
+        )
     # A flag says that the last query sees the last key. In a static cache it does not; transformers
     # would have what was not written yet cut off, and it cannot be told from queries left out.
     if given["q_length"] not in (1, given["kv_length"]):
         given["allow_is_causal_skip"] = False
-    return sdpa_mask(**given)
+    return sdpa_mask(**given, config=config)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _asks(config: type) -> bool:
+    """Whether all models of a config ask for the attention that is registered, as far as known."""
+    beside = config.__module__.rpartition(".")[0] + ".modeling_"
+    near = [vars(m) for name, m in list(sys.modules.items()) if name.startswith(beside)]
+    users = [names for names in near if names.get(config.__name__) is config]
+    return all("ALL_ATTENTION_FUNCTIONS" in names for names in users)
 
 
 def _added(mask: Tensor | None, bias: Tensor | None, key: Tensor) -> Tensor | None:

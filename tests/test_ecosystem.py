@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
+    BlipTextConfig,
+    BloomConfig,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     DeepseekV32Config,
@@ -22,6 +24,7 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MegatronBertConfig,
     MixtralConfig,
     MixtralForCausalLM,
     NemotronHConfig,
@@ -32,7 +35,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    XGLMConfig,
 )
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from community.kernels import ecosystem
 from community.kernels.ecosystem import register
@@ -208,6 +213,37 @@ def test_queries_that_a_model_leaves_out(cache: str) -> None:
         found.append(said.logits)
     for theirs, ours in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def bloom() -> Any:
+    return by_name(BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4))
+
+
+def xglm() -> Any:
+    return by_name(
+        XGLMConfig(vocab_size=50, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48)
+    )
+
+
+def megatron() -> Any:
+    return by_name(MegatronBertConfig(**SMALL, intermediate_size=48, is_decoder=True))
+
+
+def blip() -> Any:
+    config = BlipTextConfig(**SMALL, intermediate_size=48, is_decoder=True)
+    return BlipTextLMHeadModel._from_config(config, attn_implementation="community")
+
+
+def by_name(config: Any) -> Any:
+    return AutoModelForCausalLM.from_config(config, attn_implementation="community")
+
+
+@pytest.mark.parametrize("make", [bloom, xglm, megatron, blip])
+def test_models_that_compute_attention_themselves_are_refused(make: Callable[[], Any]) -> None:
+    """They would add a mask of True and False to their scores."""
+    model = make()
+    with pytest.raises(ValueError, match="compute attention themselves"):
+        model(input_ids=torch.randint(1, 50, (3, 9)))
 
 
 # -- experts ---------------------------------------------------------------------------
