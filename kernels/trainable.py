@@ -16,6 +16,7 @@ from community.kernels.build import lanes
 from community.kernels.weights import (
     Layout,
     Unsupported,
+    check_causal,
     gpt2_layout,
     llama_layout,
     rotary_module,
@@ -137,6 +138,7 @@ def read(model: nn.Module) -> tuple[Sizes, list[Piece], nn.Module | None]:
     config: Any = model.config
     if (config._attn_implementation or "eager") not in ("eager", "sdpa"):
         raise Unsupported(f"attention {config._attn_implementation}")
+    check_causal(config)
     sizes, entries = _FAMILIES[kind](config, parameters)
     strange = set(parameters) - {name for name, *_ in entries}
     if strange:

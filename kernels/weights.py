@@ -88,10 +88,17 @@ def parts_of(model: nn.Module) -> tuple[Layout, list[Part], Rotary | None]:
     strange = {w.dtype for w in state.values()} - set(_NARROW)
     if strange:
         raise Unsupported(f"weights are {str(strange.pop()).removeprefix('torch.')}")
+    check_causal(model.config)
     layout, parts = _FAMILIES[kind](model, state)
     if state:
         raise Unsupported(f"weights that {kind} does not usually have: {min(state)}")
     return layout, parts, None if layout.learned else _rotary(model, layout.size)
+
+
+def check_causal(config: Any) -> None:
+    """Raises Unsupported for a model whose tokens see those after them."""
+    if not getattr(config, "is_causal", True):
+        raise Unsupported("is_causal=False")
 
 
 def gpt2_layout(config: Any) -> Layout:

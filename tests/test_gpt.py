@@ -474,8 +474,9 @@ NEOX = GPTNeoXConfig(
             ),
             "dynamic",
         ),
+        (lambda: gpt2(is_causal=False), "is_causal=False"),
     ],
-    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary"],
+    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary", "both"],
 )
 def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):

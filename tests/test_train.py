@@ -299,6 +299,7 @@ def frozen() -> PreTrainedModel:
         (lambda: gpt2(**STILL, scale_attn_by_inverse_layer_idx=True), "inverse_layer"),
         (lambda: llama(attn_implementation="community"), "attention community"),
         (lambda: llama().double(), "float32"),
+        (lambda: llama(is_causal=False), "is_causal=False"),
         (frozen, "trainable"),
         (
             lambda: llama(
