@@ -140,6 +140,9 @@ def read(model: nn.Module) -> tuple[Sizes, list[Piece], nn.Module | None]:
         raise Unsupported(f"attention {config._attn_implementation}")
     check_causal(config)
     sizes, entries = _FAMILIES[kind](config, parameters)
+    # a word that learns nothing is the embedding's, whatever the config has come to say
+    silent = model.get_input_embeddings().padding_idx  # type: ignore[operator]
+    sizes = replace(sizes, silent=-1 if silent is None else silent)
     strange = set(parameters) - {name for name, *_ in entries}
     if strange:
         raise Unsupported(f"parameters that {kind} does not usually have: {min(strange)}")
@@ -198,7 +201,6 @@ def _llama(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, lis
     w = layout.width
     sizes = Sizes(
         **vars(layout),
-        silent=-1 if config.pad_token_id is None else config.pad_token_id,
         tied="lm_head.weight" not in parameters,
         sharpness=layout.size**-0.5,
     )

@@ -282,6 +282,18 @@ def test_steps_lower_the_loss(backend: str) -> None:
     assert losses[-1] < losses[0] / 3
 
 
+@pytest.mark.parametrize(("made", "set_later"), [(None, 5), (5, None), (5, 9), (-1, -1)], ids=str)
+def test_a_padding_word_that_the_embedding_does_not_know_learns(
+    made: int | None, set_later: int | None
+) -> None:
+    model, (rows, _), (picked, offsets) = llama(pad_token_id=made), examples(), batch()
+    model.config.pad_token_id = set_later
+    trainer = Trainer(model, any_program(), rows)
+    trainer.gradients(picked, offsets)
+    _, truth = gradients(model, torch.float64, [rows[i] for i in picked], None, offsets)
+    assert error(trainer.named(trainer.gradient), truth) < 1e-3
+
+
 def frozen() -> PreTrainedModel:
     model = llama()
     model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[union-attr]
