@@ -300,6 +300,24 @@ def frozen() -> PreTrainedModel:
     return model
 
 
+def repeated() -> PreTrainedModel:
+    model = llama()
+    model.model.layers[1] = model.model.layers[0]
+    return model
+
+
+def shorter() -> PreTrainedModel:
+    model = llama()
+    model.model.layers = model.model.layers[:1]
+    return model
+
+
+def wider() -> PreTrainedModel:
+    model = llama()
+    model.set_input_embeddings(nn.Embedding(WORDS + 5, 48))
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "feature"),
     [
@@ -313,6 +331,9 @@ def frozen() -> PreTrainedModel:
         (lambda: llama().double(), "float32"),
         (lambda: llama(is_causal=False), "is_causal=False"),
         (frozen, "trainable"),
+        (repeated, "model.layers.1.input_layernorm.weight is another parameter too"),
+        (shorter, "without model.layers.1.input_layernorm.weight"),
+        (wider, "model.embed_tokens.weight of shape"),
         (
             lambda: llama(
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
