@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from community.kernels.attention import added, attention, reference
 from community.kernels.dispatch import combine, dispatch
@@ -84,7 +84,8 @@ def forward(
 
 
 def mask(*, config: Any, **given: Any) -> Tensor | None:
-    """The mask of a model as transformers asks for it: bool, and none where a flag will do.
+    """The mask of a model as transformers asks for it: bool, and none where a flag will do, or
+    numbers to add.
 
     Raises ValueError for a model that computes its attention itself: it would take True for a
     number to add.
@@ -98,17 +99,32 @@ def mask(*, config: Any, **given: Any) -> Tensor | None:
     # would have what was not written yet cut off, and it cannot be told from queries left out.
     if given["q_length"] not in (1, given["kv_length"]):
         given["allow_is_causal_skip"] = False
-    return sdpa_mask(**given, config=config)
+    if _ready(type(config)):
+        return sdpa_mask(**given, config=config)
+    return eager_mask(**{**given, "allow_is_bidirectional_skip": False}, config=config)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @cache
 def _asks(config: type) -> bool:
     """Whether all models of a config ask for the attention that is registered, as far as known."""
+    return all("ALL_ATTENTION_FUNCTIONS" in names for names in _modules(config))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _ready(config: type) -> bool:
+    """Whether all models of a config know SDPA, and so masks of bool and the flag: elsewhere
+    `is_causal` of a module may be wrong, and a mask what is added to scores."""
+    found = [x for names in _modules(config) for x in names.values() if isinstance(x, type)]
+    return all(x._supports_sdpa for x in found if issubclass(x, PreTrainedModel) and x.config_class)
+
+
+def _modules(config: type) -> list[dict[str, Any]]:
+    """What is defined beside a config, in every module of models that reads it."""
     beside = config.__module__.rpartition(".")[0] + ".modeling_"
     near = [vars(m) for name, m in list(sys.modules.items()) if name.startswith(beside)]
-    users = [names for names in near if names.get(config.__name__) is config]
-    return all("ALL_ATTENTION_FUNCTIONS" in names for names in users)
+    return [names for names in near if names.get(config.__name__) is config]
 
 
 def _added(mask: Tensor | None, bias: Tensor | None, key: Tensor) -> Tensor | None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    BigBirdPegasusConfig,
     BlipTextConfig,
     BloomConfig,
     DeepseekV3Config,
@@ -29,10 +32,12 @@ from transformers import (
     MixtralForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
+    NllbMoeConfig,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SplinterConfig,
     T5Config,
     T5ForConditionalGeneration,
     XGLMConfig,
@@ -213,6 +218,42 @@ def test_queries_that_a_model_leaves_out(cache: str) -> None:
         found.append(said.logits)
     for theirs, ours in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def splinter() -> Any:
+    return AutoModel.from_config(SplinterConfig(**SMALL, intermediate_size=48))
+
+
+def nllb_moe() -> Any:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    config = NllbMoeConfig(vocab_size=50, d_model=32, **SIDES, **heads, num_experts=4)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+def bigbird() -> Any:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    config = BigBirdPegasusConfig(vocab_size=50, d_model=32, **SIDES, **heads)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("make", [splinter, nllb_moe, bigbird])
+def test_models_that_do_not_know_sdpa(make: Callable[[], Any], side: str | None) -> None:
+    """What their modules say of causality is wrong, and they add masks."""
+    model, found = make().eval(), []
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    given = batch(model, side)
+    given.pop("labels")
+    if make is not splinter:
+        given["decoder_input_ids"] = given["input_ids"].flip(1)
+    seen = given.get("attention_mask", torch.ones(3, 9)).bool()
+    for name in ("eager", "community"):
+        model.set_attn_implementation(name)
+        found.append(model(**given)[0])
+    if make is splinter:
+        found = [x[seen] for x in found]
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
 
 
 def bloom() -> Any:
