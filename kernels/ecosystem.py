@@ -6,20 +6,23 @@
     )
 
 A model's config may hold `attention_temperature`, one number or one for each head (below 1
-sharper, above 1 more relaxed), and `attention_sink`, True for softmax1. Experts are those of
-mixture-of-experts models: Mixtral, Qwen-MoE and the many that are built like them.
+sharper, above 1 more relaxed), and `attention_sink`, True for softmax1; of a model made of several
+it is the config of the part. Experts are those of mixture-of-experts models: Mixtral, Qwen-MoE and
+the many that are built like them.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from community.kernels.attention import added, attention, reference
 from community.kernels.dispatch import combine, dispatch
@@ -27,6 +30,8 @@ from community.kernels.experts import ACTIVATIONS, expert_mlp
 from community.kernels.routing import arranged
 
 NAME = "community"
+# what models ask of their attention that ours does not do; indices are of keys that they choose
+_UNKNOWN = ("softcap", "s_aux", "sinks", "output_attentions", "indices", "block_indices")
 # the activation functions of transformers that our experts have
 _NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATIONS = {
@@ -39,7 +44,7 @@ def register() -> None:
     transformers; again does no harm."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
     AttentionInterface.register(NAME, forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # bool masks, none where a flag will do
+    AttentionMaskInterface.register(NAME, mask)
 
 
 def forward(
@@ -57,25 +62,19 @@ def forward(
     """Attention as transformers calls it: (B, H, T, D) -> (B, T, H, Dv).
 
     Dropout and a position bias that learns are computed by `reference`. Raises ValueError for
-    softcapped scores and for sinks that a model has learned.
+    softcapped scores, sinks that a model has learned, keys that it chooses and weights to be seen.
     """
-    for name in ("softcap", "s_aux"):
-        if options.get(name) is not None:
+    for name in _UNKNOWN:
+        if options.get(name) is not None and options[name] is not False:
             raise ValueError(f"attn_implementation={NAME!r} does not know {name}; use 'eager'")
     wanted = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(wanted) and attention_mask is None and query.shape[2] > 1
-    if (
-        causal and key.shape[2] > query.shape[2]
-    ):  # an empty static cache: what is written comes first
-        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    mask = _mask(attention_mask, position_bias, query, key)
     config = getattr(module, "config", None)
     chosen: dict[str, Any] = {
-        "causal": causal,
+        "causal": bool(wanted) and attention_mask is None and query.shape[2] > 1,
         "scale": scaling,
         "temperature": _temperature(config, query),
         "sink": bool(getattr(config, "attention_sink", False)),
-        "mask": mask,
+        "mask": _added(attention_mask, position_bias, key),
     }
     if dropout:
         out, _ = reference(query, key, value, **chosen, dropout=dropout)
@@ -84,7 +83,51 @@ def forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(mask: Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+def mask(*, config: Any, **given: Any) -> Tensor | None:
+    """The mask of a model as transformers asks for it: bool, and none where a flag will do, or
+    numbers to add.
+
+    Raises ValueError for a model that computes its attention itself: it would take True for a
+    number to add.
+    """
+    if not _asks(type(config)):
+        raise ValueError(
+            f"models of {type(config).__name__} compute attention themselves, whatever "
+            f"attn_implementation={NAME!r} says; use 'eager'"
+        )
+    # A flag says that the last query sees the last key. In a static cache it does not; transformers
+    # would have what was not written yet cut off, and it cannot be told from queries left out.
+    if given["q_length"] not in (1, given["kv_length"]):
+        given["allow_is_causal_skip"] = False
+    if _ready(type(config)):
+        return sdpa_mask(**given, config=config)
+    return eager_mask(**{**given, "allow_is_bidirectional_skip": False}, config=config)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _asks(config: type) -> bool:
+    """Whether all models of a config ask for the attention that is registered, as far as known."""
+    return all("ALL_ATTENTION_FUNCTIONS" in names for names in _modules(config))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _ready(config: type) -> bool:
+    """Whether all models of a config know SDPA, and so masks of bool and the flag: elsewhere
+    `is_causal` of a module may be wrong, and a mask what is added to scores."""
+    found = [x for names in _modules(config) for x in names.values() if isinstance(x, type)]
+    return all(x._supports_sdpa for x in found if issubclass(x, PreTrainedModel) and x.config_class)
+
+
+def _modules(config: type) -> list[dict[str, Any]]:
+    """What is defined beside a config, in every module of models that reads it."""
+    beside = config.__module__.rpartition(".")[0] + ".modeling_"
+    near = [vars(m) for name, m in list(sys.modules.items()) if name.startswith(beside)]
+    return [names for names in near if names.get(config.__name__) is config]
+
+
+def _added(mask: Tensor | None, bias: Tensor | None, key: Tensor) -> Tensor | None:
     if mask is not None and mask.dim() == 4:
         mask = mask[..., : key.shape[2]]
     if bias is None:

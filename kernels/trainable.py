@@ -16,6 +16,7 @@ from community.kernels.build import lanes
 from community.kernels.weights import (
     Layout,
     Unsupported,
+    check_causal,
     gpt2_layout,
     llama_layout,
     rotary_module,
@@ -131,16 +132,29 @@ def read(model: nn.Module) -> tuple[Sizes, list[Piece], nn.Module | None]:
     if kind not in _FAMILIES:
         raise Unsupported(f"{kind} is none of {', '.join(_FAMILIES)}")
     parameters = dict(model.named_parameters())
+    every = model.named_parameters(remove_duplicate=False)
+    shared = {name for name, _ in every} - set(parameters) - {"lm_head.weight"}
+    if shared:
+        raise Unsupported(f"{min(shared)} is another parameter too")
     for name, p in parameters.items():
         if p.dtype != torch.float32 or p.device.type != "cpu" or not p.requires_grad:
             raise Unsupported(f"{name} is not a trainable float32 parameter on the processor")
     config: Any = model.config
     if (config._attn_implementation or "eager") not in ("eager", "sdpa"):
         raise Unsupported(f"attention {config._attn_implementation}")
+    check_causal(config)
     sizes, entries = _FAMILIES[kind](config, parameters)
-    strange = set(parameters) - {name for name, *_ in entries}
+    # a word that learns nothing is the embedding's, whatever the config has come to say
+    silent = model.get_input_embeddings().padding_idx  # type: ignore[operator]
+    sizes = replace(sizes, silent=-1 if silent is None else silent)
+    names = {name for name, *_ in entries}
+    strange = set(parameters) - names
     if strange:
         raise Unsupported(f"parameters that {kind} does not usually have: {min(strange)}")
+    needed = {name for name in names if name.endswith("weight")} - {"lm_head.weight"}
+    missing = needed - set(parameters)
+    if missing:
+        raise Unsupported(f"{kind} without {min(missing)}")
     rotary = None if sizes.learned else rotary_module(model, sizes.size)
     return sizes, list(_pieces(sizes, parameters, entries)), rotary
 
@@ -154,7 +168,10 @@ def _pieces(
         if name in parameters:
             rows, all_columns = shapes[part]
             apart = stride(all_columns)
-            yield Piece(name, first, columns, at[part] + column, rows, apart, flipped)
+            piece = Piece(name, first, columns, at[part] + column, rows, apart, flipped)
+            if piece.of(parameters[name]).shape != (rows, columns):
+                raise Unsupported(f"{name} of shape {tuple(parameters[name].shape)}")
+            yield piece
 
 
 def _gpt2(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, list[Entry]]:
@@ -196,7 +213,6 @@ def _llama(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, lis
     w = layout.width
     sizes = Sizes(
         **vars(layout),
-        silent=-1 if config.pad_token_id is None else config.pad_token_id,
         tied="lm_head.weight" not in parameters,
         sharpness=layout.size**-0.5,
     )

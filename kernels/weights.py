@@ -88,10 +88,21 @@ def parts_of(model: nn.Module) -> tuple[Layout, list[Part], Rotary | None]:
     strange = {w.dtype for w in state.values()} - set(_NARROW)
     if strange:
         raise Unsupported(f"weights are {str(strange.pop()).removeprefix('torch.')}")
-    layout, parts = _FAMILIES[kind](model, state)
+    check_causal(model.config)
+    try:
+        layout, parts = _FAMILIES[kind](model, state)
+    except KeyError as error:  # a layer was taken away, or something put around it
+        raise Unsupported(f"{kind} without {error}") from error
     if state:
         raise Unsupported(f"weights that {kind} does not usually have: {min(state)}")
+    _check_shapes(layout, parts)
     return layout, parts, None if layout.learned else _rotary(model, layout.size)
+
+
+def check_causal(config: Any) -> None:
+    """Raises Unsupported for a model whose tokens see those after them."""
+    if not getattr(config, "is_causal", True):
+        raise Unsupported("is_causal=False")
 
 
 def gpt2_layout(config: Any) -> Layout:
@@ -170,7 +181,8 @@ def _llama(model: nn.Module, state: dict[str, Tensor]) -> tuple[Layout, list[Par
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if "sliding_attention" in (kinds or ()) or (window and kinds is None):
         raise Unsupported("attention in a sliding window")
-    turning = getattr(config, "no_rope_layers", None) or [1] * layout.layers
+    # the other families do not read it
+    turning = config.no_rope_layers if config.model_type == "smollm3" else [1] * layout.layers
     parts: list[Part] = [Table(state.pop("model.embed_tokens.weight"))]
     for n in range(layout.layers):
         at = f"model.layers.{n}."
@@ -202,6 +214,28 @@ _FAMILIES = {
 }
 
 
+def _check_shapes(x: Layout, parts: list[Part]) -> None:
+    """Raises Unsupported for weights of other shapes than the config says: the kernels find each by
+    the sizes of those before it."""
+    w, mix, middle = x.width, x.heads * x.size, x.hidden * (1 + x.gated)
+    layer = [(w,), (w,), (w, mix + 2 * x.groups * x.size), (x.size,) * 2 * x.whitened, (mix, w)]
+    layer += [(w,), (w,), (w, middle), (x.hidden, w)]
+    tables = [(x.words, w), (x.places, w)][: 1 + x.learned]
+    wanted = [*tables, *layer * x.layers, (w,), (w,), (w, x.words)]
+    for part, shape in zip(parts, wanted, strict=True):
+        if _shape(part) != shape:
+            raise Unsupported(f"weights of shape {_shape(part)}, and the config says {shape}")
+
+
+def _shape(part: Part) -> tuple[int, ...]:
+    """Of the weights of a part, those of a product side by side."""
+    if isinstance(part, Product):
+        return len(part.pieces[0][0]), sum(len(bias) for _, bias in part.pieces)
+    if isinstance(part, Ready):
+        return tuple(len(norm) for norm in part.norms)
+    return tuple(part.weight.shape)
+
+
 def _scaling(weight: Tensor) -> list[Part]:
     """RMSNorm shifts by nothing."""
     return [Vector(weight), Vector(torch.zeros_like(weight))]
@@ -225,6 +259,9 @@ def _sharpness(config: Any, layout: Layout) -> Tensor:
         given = getattr(config, "attention_temperature", None)
         given = 1.0 if given is None else given
         temperature = torch.as_tensor(given, dtype=torch.float32, device="cpu")
+        fits = temperature.shape in ((), (1,), (layout.heads,))
+        if not fits or not bool(((temperature > 0) & temperature.isfinite()).all()):
+            raise Unsupported(f"attention_temperature {given} of {layout.heads} heads")
     return (layout.size**-0.5 / temperature).expand(layout.heads)
 
 

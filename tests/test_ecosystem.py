@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    BigBirdPegasusConfig,
+    BlipTextConfig,
+    BloomConfig,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV32Config,
     Gemma4ForCausalLM,
     Gemma4TextConfig,
     GPT2Config,
@@ -20,17 +27,22 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MegatronBertConfig,
     MixtralConfig,
     MixtralForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
+    NllbMoeConfig,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SplinterConfig,
     T5Config,
     T5ForConditionalGeneration,
+    XGLMConfig,
 )
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from community.kernels import ecosystem
 from community.kernels.ecosystem import register
@@ -147,8 +159,132 @@ def test_the_config_sets_temperature_and_sink() -> None:
 def test_what_is_not_supported_says_so() -> None:
     model = llama()
     model.set_attn_implementation("community")
-    with pytest.raises(ValueError, match="softcap"):
-        model(**batch(model, None), softcap=3.0)
+    plain = model(**batch(model, None), softcap=None, output_attentions=False)
+    assert plain.logits.isfinite().all()
+    asked = {"softcap": 3.0, "output_attentions": True}
+    asked |= dict.fromkeys(("s_aux", "sinks", "indices", "block_indices"), torch.zeros(4))
+    for name, value in asked.items():
+        with pytest.raises(ValueError, match=f"does not know {name}; use 'eager'"):
+            model(**batch(model, None), **{name: value})
+
+
+def test_keys_that_a_model_chooses_are_not_ignored() -> None:
+    parts = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV32Config(
+        **{**MOE, "num_key_value_heads": 4, "q_lora_rank": 16, **parts},
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        index_topk=3,
+        index_n_heads=2,
+        index_head_dim=16,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="community")
+    with pytest.raises(ValueError, match="does not know indices"):
+        model(**batch(model, None))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_queries_that_a_model_leaves_out(cache: str) -> None:
+    """The last layers of Gemma 4 have queries only for the logits that are kept."""
+    model = Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            **{**WIDE, "num_hidden_layers": 4},
+            head_dim=8,
+            global_head_dim=8,
+            num_kv_shared_layers=2,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            vocab_size_per_layer_input=50,
+            hidden_size_per_layer_input=8,
+        )
+    ).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    tokens, found = torch.randint(1, 50, (2, 9)), []
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    options["disable_compile"] = True
+    for name in ("eager", "community"):
+        model.set_attn_implementation(name)
+        for keep in (1, 3):
+            found.append([model(tokens, logits_to_keep=keep).logits])
+        said = model.generate(
+            tokens,
+            **options,
+            cache_implementation=cache,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        found.append(said.logits)
+    for theirs, ours in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def splinter() -> Any:
+    return AutoModel.from_config(SplinterConfig(**SMALL, intermediate_size=48))
+
+
+def nllb_moe() -> Any:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    config = NllbMoeConfig(vocab_size=50, d_model=32, **SIDES, **heads, num_experts=4)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+def bigbird() -> Any:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    config = BigBirdPegasusConfig(vocab_size=50, d_model=32, **SIDES, **heads)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("make", [splinter, nllb_moe, bigbird])
+def test_models_that_do_not_know_sdpa(make: Callable[[], Any], side: str | None) -> None:
+    """What their modules say of causality is wrong, and they add masks."""
+    model, found = make().eval(), []
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    given = batch(model, side)
+    given.pop("labels")
+    if make is not splinter:
+        given["decoder_input_ids"] = given["input_ids"].flip(1)
+    seen = given.get("attention_mask", torch.ones(3, 9)).bool()
+    for name in ("eager", "community"):
+        model.set_attn_implementation(name)
+        found.append(model(**given)[0])
+    if make is splinter:
+        found = [x[seen] for x in found]
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
+
+
+def bloom() -> Any:
+    return by_name(BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4))
+
+
+def xglm() -> Any:
+    return by_name(
+        XGLMConfig(vocab_size=50, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48)
+    )
+
+
+def megatron() -> Any:
+    return by_name(MegatronBertConfig(**SMALL, intermediate_size=48, is_decoder=True))
+
+
+def blip() -> Any:
+    config = BlipTextConfig(**SMALL, intermediate_size=48, is_decoder=True)
+    return BlipTextLMHeadModel._from_config(config, attn_implementation="community")
+
+
+def by_name(config: Any) -> Any:
+    return AutoModelForCausalLM.from_config(config, attn_implementation="community")
+
+
+@pytest.mark.parametrize("make", [bloom, xglm, megatron, blip])
+def test_models_that_compute_attention_themselves_are_refused(make: Callable[[], Any]) -> None:
+    """They would add a mask of True and False to their scores."""
+    model = make()
+    with pytest.raises(ValueError, match="compute attention themselves"):
+        model(input_ids=torch.randint(1, 50, (3, 9)))
 
 
 # -- experts ---------------------------------------------------------------------------

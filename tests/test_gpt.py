@@ -117,6 +117,7 @@ MODELS = {
     "qwen2": lambda: llama("qwen2"),
     "qwen3": lambda: llama("qwen3", head_dim=20),
     "smollm3": lambda: llama("smollm3", no_rope_layers=[1, 0]),
+    "llama that turns all": lambda: llama(no_rope_layers=[0, 1]),
     "no positions": lambda: llama("smollm3", no_rope_layers=[0, 0]),
     "llama-3": lambda: llama(
         rope_parameters={
@@ -477,12 +478,59 @@ NEOX = GPTNeoXConfig(
             ),
             "dynamic",
         ),
+        (lambda: gpt2(is_causal=False), "is_causal=False"),
     ],
-    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary"],
+    ids=["family", "activation", "sink", "cross", "double", "window", "windows", "rotary", "both"],
 )
 def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):
         LanguageModel(make(), any_program())
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, [1.0, 1.0, 1.0]], ids=str)
+def test_temperatures_that_attention_refuses(given: Any) -> None:
+    model = gpt2(attn_implementation="community", attention_temperature=given)
+    with pytest.raises(Unsupported, match="attention_temperature"):
+        LanguageModel(model, any_program())
+
+
+CHANGED: dict[str, tuple[dict[str, int], str]] = {
+    "more words": ({"vocab_size": WORDS + 30}, "shape"),
+    "fewer words": ({"vocab_size": WORDS - 3}, "shape"),
+    "more heads of keys": ({"num_key_value_heads": 4}, "shape"),
+    "a wider middle": ({"intermediate_size": 64}, "shape"),
+    "another layer": ({"num_hidden_layers": 3}, "without 'model.layers.2"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_weights_that_are_not_those_of_the_config_are_refused(name: str) -> None:
+    model = llama()
+    options, feature = CHANGED[name]
+    for key, value in options.items():
+        setattr(model.config, key, value)
+    with pytest.raises(Unsupported, match=feature):
+        LanguageModel(model, any_program())
+
+
+def test_weights_that_are_computed_from_others_are_refused() -> None:
+    model = llama()
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].mlp.down_proj)
+    with pytest.raises(Unsupported, match="without 'model"):
+        LanguageModel(model, any_program())
+
+
+def test_a_model_with_other_embeddings(backend: str) -> None:
+    """The config says what is there after `resize_token_embeddings`, not after a replacement."""
+    model = llama()
+    model.resize_token_embeddings(WORDS + 6)
+    row = [3, WORDS + 5, 4, 36]
+    score = LanguageModel(model, program(backend)).score([row], None, [1])
+    told = logs(model, row)[range(3), row[1:]]
+    assert score[0] == pytest.approx(float(told.sum()), abs=1e-3)
+    model.set_input_embeddings(torch.nn.Embedding(WORDS + 9, 48))
+    with pytest.raises(Unsupported, match="shape"):
+        LanguageModel(model, program(backend))
 
 
 BAD: dict[str, dict[str, Any]] = {

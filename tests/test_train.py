@@ -282,9 +282,39 @@ def test_steps_lower_the_loss(backend: str) -> None:
     assert losses[-1] < losses[0] / 3
 
 
+@pytest.mark.parametrize(("made", "set_later"), [(None, 5), (5, None), (5, 9), (-1, -1)], ids=str)
+def test_a_padding_word_that_the_embedding_does_not_know_learns(
+    made: int | None, set_later: int | None
+) -> None:
+    model, (rows, _), (picked, offsets) = llama(pad_token_id=made), examples(), batch()
+    model.config.pad_token_id = set_later
+    trainer = Trainer(model, any_program(), rows)
+    trainer.gradients(picked, offsets)
+    _, truth = gradients(model, torch.float64, [rows[i] for i in picked], None, offsets)
+    assert error(trainer.named(trainer.gradient), truth) < 1e-3
+
+
 def frozen() -> PreTrainedModel:
     model = llama()
     model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[union-attr]
+    return model
+
+
+def repeated() -> PreTrainedModel:
+    model = llama()
+    model.model.layers[1] = model.model.layers[0]
+    return model
+
+
+def shorter() -> PreTrainedModel:
+    model = llama()
+    model.model.layers = model.model.layers[:1]
+    return model
+
+
+def wider() -> PreTrainedModel:
+    model = llama()
+    model.set_input_embeddings(nn.Embedding(WORDS + 5, 48))
     return model
 
 
@@ -299,7 +329,11 @@ def frozen() -> PreTrainedModel:
         (lambda: gpt2(**STILL, scale_attn_by_inverse_layer_idx=True), "inverse_layer"),
         (lambda: llama(attn_implementation="community"), "attention community"),
         (lambda: llama().double(), "float32"),
+        (lambda: llama(is_causal=False), "is_causal=False"),
         (frozen, "trainable"),
+        (repeated, "model.layers.1.input_layernorm.weight is another parameter too"),
+        (shorter, "without model.layers.1.input_layernorm.weight"),
+        (wider, "model.embed_tokens.weight of shape"),
         (
             lambda: llama(
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
