@@ -79,10 +79,14 @@ class TransformerAgent:
         for the others.
 
         Raises CommunityError unless exactly one of `shape` and `model` is given, for a shape
-        without an alphabet, and if the kernels are asked for and cannot run.
+        without an alphabet or with what only a model takes (adapter, system, shots, reading), and
+        if the kernels are asked for and cannot run.
         """
         if (shape is None) == (not model):
             raise CommunityError(f"member {name}: give either a shape or a model")
+        if shape:
+            idle = {"adapter": adapter, "system": system, "shots": shots, "judge": judge}
+            _refuse_what_models_take(idle)
         if shape and not alphabet:
             raise CommunityError(
                 f"member {name} is made from a shape and needs an alphabet, which the arena does "
@@ -124,8 +128,10 @@ class TransformerAgent:
         """The options with `model` found, paths being relative to `base`, the recipe's folder.
 
         Called once before any member is made: it may download or convert. Raises
-        CommunityError if there is no such model.
+        CommunityError if there is no such model, and for a shape with what only a model takes.
         """
+        if options.get("shape"):
+            _refuse_what_models_take(options)
         model = options.get("model")
         return {**options, "model": find_model(model, base)} if model else dict(options)
 
@@ -322,6 +328,17 @@ class TransformerAgent:
         self._seen = None
         self.checkpoint = _digest(path)
         return self.checkpoint
+
+
+def _refuse_what_models_take(options: Mapping[str, Any]) -> None:
+    """Raises CommunityError for options that a member made from a shape would not look at."""
+    idle = [name for name in ("adapter", "system", "shots") if options.get(name)]
+    idle += ['judge = "reading"'] * (options.get("judge") == "reading")
+    if idle:
+        raise CommunityError(
+            f"{' and '.join(idle)} would do nothing in a member made from a shape, only in one "
+            "with a model; leave it out"
+        )
 
 
 def _phrasing(request: Request, sample: int) -> str:

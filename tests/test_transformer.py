@@ -242,6 +242,11 @@ def test_what_cannot_be_made() -> None:
         TransformerAgent("ada", 1, shape=SHAPE)
     with pytest.raises(CommunityError, match="no model of family 'llamma'"):
         member(shape=Shape(family="llamma"))
+    for idle in ({"adapter": Adapter()}, {"system": "Be brief."}, {"shots": (("1+1=", "2"),)}):
+        with pytest.raises(CommunityError, match="would do nothing in a member made from a shape"):
+            member(**idle)
+    with pytest.raises(CommunityError, match=r'judge = "reading" would do nothing'):
+        member(judge="reading")
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "smollm3", "mixtral"])
@@ -339,6 +344,22 @@ def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
     agent = chatty(tmp_path / "model", adapter=Adapter(rank=2))
     with pytest.raises(CommunityError, match=r"does not fit|belongs to"):
         agent.load(tmp_path / "checkpoints", foreign)
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"), [("chat_template", "no chat template"), ("eos_token", "no end token")]
+)
+def test_a_model_that_is_not_made_for_chat_is_refused(
+    lost: str, reason: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    chat_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    setattr(tokenizer, lost, None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CommunityError, match=f"cannot be asked: its tokenizer has {reason}"):
+        chatty(folder)
 
 
 def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
