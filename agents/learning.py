@@ -76,17 +76,13 @@ def train(
         student = _ByTorch(model, codec, examples, settings, factor)
     tokens, loss = 0, torch.zeros(())
     for step in range(study.steps):
-        picked = _draw(fresh, old, study.batch, rng)
+        picked = rng.choices(fresh, k=study.fresh)
+        picked += rng.choices(old, k=study.batch - study.fresh) if old else []
         begins = [rng.randrange(max(1, offsets)) for _ in picked]
         loss = student.step(picked, begins, _schedule(step, study.steps, settings))
         tokens += sum(len(examples.rows[i][0]) for i in picked)
     student.end()
     return Learned(study.steps, round(float(loss), 6) if study.steps else None, tokens)
-
-
-def _draw(fresh: range, old: range, size: int, rng: random.Random) -> list[int]:
-    new = size - size // 2 if old else size
-    return rng.choices(fresh, k=new) + (rng.choices(old, k=size - new) if old else [])
 
 
 # -- who computes ----------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_a_baseline_that_a_member_cannot_play_is_refused_beforehand() -> None:
     with pytest.raises(CommunityError, match=r"ada cannot play baseline greedy .*--no-baselines"):
         check_baselines(recipe(baselines={"run": ["greedy"]}), HERE)
     shaped = [{"name": "ada", "use": "transformer", "shape": {"width": 16, "heads": 2}}]
-    with pytest.raises(CommunityError, match="cannot play baseline few-shot .*made from a shape"):
+    with pytest.raises(CommunityError, match=r"cannot play baseline few-shot .*made from a shape"):
         check_baselines(recipe(members=shaped, baselines={"run": ["few-shot"]}), HERE)
 
 
