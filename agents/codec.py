@@ -35,9 +35,21 @@ class Codec(Protocol):
         ...
 
     def positions(self, tokens: Sequence[int], offset: int = 0) -> list[int] | None:
-        """Position of every token, all of them `offset` further on; None for the model's own
-        0, 1, 2, ..."""
+        """Position of every token of a prompt, all of them `offset` further on; None for the
+        model's own 0, 1, 2, ..."""
         ...
+
+
+def positions_of(codec: Codec, row: Sequence[int], start: int, offset: int = 0) -> list[int] | None:
+    """Positions of a prompt and its answer, which begins at place `start` of the row.
+
+    An answer goes on by 1 a token, whatever it says: so it does while it is generated.
+    """
+    places = codec.positions(row[:start], offset)
+    if places is None:
+        return None
+    last = places[-1] if places else offset
+    return [*places, *range(last + 1, last + 1 + len(row) - start)]
 
 
 class CharacterCodec:
@@ -46,7 +58,8 @@ class CharacterCodec:
     `positions = "restart"` counts the digits of each number anew from `offset` on, so that
     digits of equal weight share a position (Abacus embeddings, McLeish et al., arXiv
     2405.17399). Separators carry what the model cannot count: an operator stands one place
-    behind the number it ends, "=" stands at `offset`, where the answer begins.
+    behind the number it ends, "=" stands at `offset`, where the answer begins. An answer is
+    one number: see `positions_of`.
     """
 
     def __init__(self, alphabet: str, positions: Positions = "plain") -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from community.agents.codec import Codec
+from community.agents.codec import Codec, positions_of
 from community.kernels.gpt import LanguageModel
 from community.types import Decoding
 
@@ -31,7 +31,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded different prompts, (B, T); `mask` is None where nothing is padded."""
+    """Left-padded different rows, (B, T); `mask` is None where nothing is padded."""
 
     tokens: Tensor
     positions: Tensor | None
@@ -41,26 +41,31 @@ class Batch:
 
 
 def batches(
-    prompts: Sequence[list[int]], codec: Codec, size: int, device: torch.device
+    pairs: Sequence[tuple[list[int], list[int]]], codec: Codec, size: int, device: torch.device
 ) -> Iterator[Batch]:
-    """Prompts in order of length, `size` at a time, padded on the left."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    """Rows of a prompt and an answer, in order of length, `size` at a time, padded on the left."""
+    keys = [((*prompt, *answer), len(prompt)) for prompt, answer in pairs]
+    order = sorted(range(len(keys)), key=lambda i: len(keys[i][0]))
     for start in range(0, len(order), size):
         places = order[start : start + size]
-        rows = list(dict.fromkeys(tuple(prompts[i]) for i in places))
-        number = {row: n for n, row in enumerate(rows)}
-        copies = [number[tuple(prompts[i])] for i in places]
-        yield _batch([list(row) for row in rows], places, copies, codec, device)
+        number = {key: n for n, key in enumerate(dict.fromkeys(keys[i] for i in places))}
+        copies = [number[keys[i]] for i in places]
+        yield _batch([(list(row), begin) for row, begin in number], places, copies, codec, device)
 
 
 def _batch(
-    rows: list[list[int]], places: list[int], copies: list[int], codec: Codec, device: torch.device
+    given: list[tuple[list[int], int]],
+    places: list[int],
+    copies: list[int],
+    codec: Codec,
+    device: torch.device,
 ) -> Batch:
+    rows = [row for row, _ in given]
     longest = max(map(len, rows))
     gaps = [longest - len(row) for row in rows]
     tokens = torch.tensor([[codec.pad] * g + r for g, r in zip(gaps, rows, strict=True)])
     plain = codec.positions(rows[0]) is None
-    where = [[0] * g + _positions(codec, r) for g, r in zip(gaps, rows, strict=True)]
+    where = [[0] * g + _positions(codec, *pair) for g, pair in zip(gaps, given, strict=True)]
     mask = None
     if any(gaps):
         mask = torch.tensor([[0] * g + [1] * len(r) for g, r in zip(gaps, rows, strict=True)])
@@ -69,9 +74,9 @@ def _batch(
     return Batch(tokens.to(device), positions, mask, places, torch.tensor(copies).to(device))
 
 
-def _positions(codec: Codec, tokens: Sequence[int]) -> list[int]:
-    known = codec.positions(tokens)
-    return list(range(len(tokens))) if known is None else known
+def _positions(codec: Codec, row: Sequence[int], start: int) -> list[int]:
+    known = positions_of(codec, row, start)
+    return list(range(len(row))) if known is None else known
 
 
 @torch.inference_mode()
@@ -90,7 +95,7 @@ def generate(
     """
     model.eval()
     answers: list[Generated | None] = [None] * len(prompts)
-    for batch in batches(prompts, codec, size, model.device):
+    for batch in batches([(p, []) for p in prompts], codec, size, model.device):
         rows = _generate(model, codec, batch, [seeds[i] for i in batch.places], decoding)
         for place, row in zip(batch.places, rows, strict=True):
             answers[place] = row
@@ -200,7 +205,7 @@ def score(
     """Log-probability of each (prompt, answer): the sum over the answer's tokens."""
     model.eval()
     scores = [0.0] * len(pairs)
-    for batch in batches([p + a for p, a in pairs], codec, size, model.device):
+    for batch in batches(pairs, codec, size, model.device):
         widths = [len(pairs[i][1]) for i in batch.places]
         longest = max(widths)
         logits = model(
@@ -237,7 +242,7 @@ def generate_by_kernels(
     draws = _draws(seeds, decoding) if decoding.temperature else None
     tokens, logprobs = model.generate(
         prompts,
-        [_positions(codec, p) for p in prompts],
+        [_positions(codec, p, len(p)) for p in prompts],
         draws,
         decoding.max_tokens,
         codec.end,
@@ -252,6 +257,7 @@ def score_by_kernels(
 ) -> list[float]:
     """What `score` gives, rounding aside. Raises ValueError for what the model cannot read."""
     rows = [prompt + answer for prompt, answer in pairs]
-    positions = [_positions(codec, row) for row in rows]
-    scores = model.score(rows, positions, [len(prompt) for prompt, _ in pairs])
+    starts = [len(prompt) for prompt, _ in pairs]
+    positions = [_positions(codec, *both) for both in zip(rows, starts, strict=True)]
+    scores = model.score(rows, positions, starts)
     return [round(s, 6) for s in scores]

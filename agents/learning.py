@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from community.agents.codec import Codec
+from community.agents.codec import Codec, positions_of
 from community.agents.muon import Muon
 from community.config import Section
 from community.kernels.backend import kernels
@@ -76,17 +76,13 @@ def train(
         student = _ByTorch(model, codec, examples, settings, factor)
     tokens, loss = 0, torch.zeros(())
     for step in range(study.steps):
-        picked = _draw(fresh, old, study.batch, rng)
+        picked = rng.choices(fresh, k=study.fresh)
+        picked += rng.choices(old, k=study.batch - study.fresh) if old else []
         begins = [rng.randrange(max(1, offsets)) for _ in picked]
         loss = student.step(picked, begins, _schedule(step, study.steps, settings))
         tokens += sum(len(examples.rows[i][0]) for i in picked)
     student.end()
     return Learned(study.steps, round(float(loss), 6) if study.steps else None, tokens)
-
-
-def _draw(fresh: range, old: range, size: int, rng: random.Random) -> list[int]:
-    new = size - size // 2 if old else size
-    return rng.choices(fresh, k=new) + (rng.choices(old, k=size - new) if old else [])
 
 
 # -- who computes ----------------------------------------------------------------------
@@ -117,7 +113,7 @@ class _ByKernels:
     ) -> None:
         program = kernels("train")
         assert program is not None
-        places = [codec.positions(row) for row, _ in examples.rows]
+        places = [positions_of(codec, row, start) for row, start in examples.rows]
         self.restart = bool(places) and places[0] is not None
         self.model, self.rates = model, (settings.lr * factor, settings.muon * factor)
         self.trainer = Trainer(
@@ -183,7 +179,7 @@ def _loss(
     labels = torch.tensor(
         [[IGNORED] * start + row[start:] + [IGNORED] * (longest - len(row)) for row, start in rows]
     )
-    places = [codec.positions(row, o) for (row, _), o in zip(rows, offsets, strict=True)]
+    places = [positions_of(codec, *row, o) for row, o in zip(rows, offsets, strict=True)]
     positions = None
     if places[0] is not None:
         positions = torch.tensor([(p or []) + [0] * (longest - len(p or [])) for p in places])

@@ -37,7 +37,7 @@ class Adapter(Section):
 def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder that `find_model` gave, in bfloat16.
 
-    Raises CommunityError if it cannot be loaded.
+    Raises CommunityError if it cannot be loaded, or is no chat model.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -45,6 +45,12 @@ def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise CommunityError(f"cannot load the model in {folder}: {first}") from error
+    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
+        lacking = "end token" if tokenizer.chat_template else "chat template"
+        raise CommunityError(
+            f"the model in {folder} cannot be asked: its tokenizer has no {lacking}; choose one "
+            "that was made for chat"
+        )
     return model, tokenizer
 
 

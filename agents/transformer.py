@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from community.agents.codec import CharacterCodec, ChatCodec, Codec, Positions
+from community.agents.codec import CharacterCodec, ChatCodec, Codec
 from community.agents.decoding import (
     Generated,
     generate,
@@ -30,7 +29,8 @@ from community.agents.decoding import (
 )
 from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
-from community.config import Section, option
+from community.agents.shape import Shape, made
+from community.config import option
 from community.errors import CommunityError
 from community.kernels.backend import backend, kernels
 from community.kernels.gpt import LanguageModel
@@ -41,21 +41,6 @@ from community.types import Ballot, Decoding, Idea, Learned, Request, Study, Ver
 
 # A bar for every file written would tear the run's own display apart.
 logging.disable_progress_bar()
-
-
-class Shape(Section):
-    """A model made from a config of transformers."""
-
-    family: str = Field("llama", description="a causal model type of transformers")
-    width: int = Field(64, ge=4, description="of the residual stream")
-    depth: int = Field(2, ge=1, description="layers")
-    heads: int = Field(4, ge=1, description="of attention")
-    hidden: int = Field(0, ge=0, description="inner width of the MLP; 0: twice the width")
-    activation: str = Field("", description="of the MLP; empty: the family's own")
-    context: int = Field(64, ge=8, description="positions the model knows")
-    positions: Positions = Field("plain", description="restart: anew in each number")
-    offsets: int = Field(0, ge=0, description="restarting positions begin at 0 .. offsets-1")
-    spread: float = Field(0.02, gt=0, description="deviation of learned positions at the start")
 
 
 class TransformerAgent:
@@ -94,10 +79,14 @@ class TransformerAgent:
         for the others.
 
         Raises CommunityError unless exactly one of `shape` and `model` is given, for a shape
-        without an alphabet, and if the kernels are asked for and cannot run.
+        without an alphabet or with what only a model takes (adapter, system, shots, reading), and
+        if the kernels are asked for and cannot run.
         """
         if (shape is None) == (not model):
             raise CommunityError(f"member {name}: give either a shape or a model")
+        if shape:
+            idle = {"adapter": adapter, "system": system, "shots": shots, "judge": judge}
+            _refuse_what_models_take(idle)
         if shape and not alphabet:
             raise CommunityError(
                 f"member {name} is made from a shape and needs an alphabet, which the arena does "
@@ -139,8 +128,10 @@ class TransformerAgent:
         """The options with `model` found, paths being relative to `base`, the recipe's folder.
 
         Called once before any member is made: it may download or convert. Raises
-        CommunityError if there is no such model.
+        CommunityError if there is no such model, and for a shape with what only a model takes.
         """
+        if options.get("shape"):
+            _refuse_what_models_take(options)
         model = options.get("model")
         return {**options, "model": find_model(model, base)} if model else dict(options)
 
@@ -339,38 +330,15 @@ class TransformerAgent:
         return self.checkpoint
 
 
-def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
-    """A fresh model of that shape. Raises CommunityError for an impossible one."""
-    hidden = shape.hidden or 2 * shape.width
-    wanted: dict[str, Any] = {
-        "vocab_size": codec.size,
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads,
-        "max_position_embeddings": shape.context,
-        "tie_word_embeddings": True,
-        "pad_token_id": codec.pad,
-        "bos_token_id": None,
-        "eos_token_id": codec.end,
-        # Dropout would make learning depend on more than the study's seed, and gives
-        # nothing here: examples are drawn anew all the time.
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), 0.0),
-    }
-    gpt2 = shape.family == "gpt2"
-    wanted["n_inner" if gpt2 else "intermediate_size"] = hidden
-    # GPT-2's own GELU in one operation instead of eight
-    activation = shape.activation or ("gelu_pytorch_tanh" if gpt2 else "")
-    if activation:
-        wanted["activation_function" if gpt2 else "hidden_act"] = activation
-    try:
-        config = AutoConfig.for_model(shape.family, **wanted)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    except (ValueError, KeyError) as error:
-        raise CommunityError(f"no model of family {shape.family!r} can be made: {error}") from error
-    learned = getattr(getattr(model, "transformer", None), "wpe", None)
-    if learned is not None:
-        torch.nn.init.normal_(learned.weight, std=shape.spread)
-    return model
+def _refuse_what_models_take(options: Mapping[str, Any]) -> None:
+    """Raises CommunityError for options that a member made from a shape would not look at."""
+    idle = [name for name in ("adapter", "system", "shots") if options.get(name)]
+    idle += ['judge = "reading"'] * (options.get("judge") == "reading")
+    if idle:
+        raise CommunityError(
+            f"{' and '.join(idle)} would do nothing in a member made from a shape, only in one "
+            "with a model; leave it out"
+        )
 
 
 def _phrasing(request: Request, sample: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import networkx as nx
 
+from community.errors import CommunityError
 from community.pool import Failure, Pool
 from community.topology import neighbours
 from community.types import (
@@ -166,10 +168,19 @@ class Members:
     ) -> dict[str, tuple[Learned, str]]:
         """Learner -> what came of its study and its new checkpoint.
 
-        One that fails goes back to the checkpoint it had, and is not among the results.
+        One that fails goes back to the checkpoint it had, and is not among the results; a
+        warning says why. Raises CommunityError if it had none.
         """
         results = self._call("learn", {k: (v,) for k, v in studies.items()}, phase)
-        failed = [name for name, found in results.items() if isinstance(found, Failure)]
+        failed = {k: v.reason for k, v in results.items() if isinstance(v, Failure)}
+        for name, reason in failed.items():
+            if not self.checkpoints[name]:
+                raise CommunityError(
+                    f"{name} cannot learn its first lessons ({reason}); change the member or the "
+                    "lessons in the recipe"
+                )
+            said = f"{name} did not learn from its lessons and stays as it was: {reason}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         self.load({name: self.checkpoints[name] for name in failed})
         learned = {k: v for k, v in results.items() if not isinstance(v, Failure)}
         self.checkpoints |= {name: checkpoint for name, (_, checkpoint) in learned.items()}

@@ -75,7 +75,8 @@ def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:
         if lessons:
             agent.learn(Study(1, 0, lessons, steps=STEPS, batch=settings.batch))
         step = (monotonic() - start) / STEPS
-    steps = settings.steps or settings.epochs * recipe.tasks.train / settings.batch
+    batch = settings.batch / 2 if settings.replay else settings.batch  # as in Study.fresh
+    steps = settings.steps or settings.epochs * recipe.tasks.train / batch
     tokens = sum(idea.tokens for idea in ideas) / SAMPLE * recipe.tasks.train
     return tokens * (1 + recipe.run.turns), answering + step * steps
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from scipy.stats import binomtest
 
@@ -14,7 +15,7 @@ from community.errors import CommunityError
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
 from community.world import posed, said, verified
 
-PATIENCE = 50  # tasks posed for one that belongs to a member's domains
+PATIENCE = 1000  # tasks posed for one that belongs to a member's domains: more than any arena has
 Answers = dict[str, bool]  # task id -> right
 
 
@@ -102,17 +103,24 @@ def studies(
     for lesson in lessons:
         if not set_aside(lesson, settings.peers):
             mine[lesson.learner].append(lesson)
-    return {
+    found = {
         learner: Study(
             round=n,
             seed=seed_of(seed, n, learner, "learn"),
             lessons=tuple(own),
             replay=tuple(replays.get(learner, ())),
-            steps=settings.steps or math.ceil(settings.epochs * len(own) / settings.batch),
+            steps=settings.steps,
             batch=settings.batch,
         )
         for learner, own in mine.items()
         if len(own) >= settings.min_lessons
+    }
+    if settings.steps:
+        return found
+    passes = settings.epochs  # over the new lessons, which share their batches with the replay
+    return {
+        learner: replace(study, steps=math.ceil(passes * len(study.lessons) / study.fresh))
+        for learner, study in found.items()
     }
 
 

@@ -276,6 +276,11 @@ class Study:
     steps: int = 1
     batch: int = 32
 
+    @property
+    def fresh(self) -> int:
+        """How many of a batch are new lessons: half of it where there is something to replay."""
+        return self.batch - self.batch // 2 if self.replay else self.batch
+
 
 @dataclass(frozen=True)
 class Learned:

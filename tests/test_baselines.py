@@ -98,6 +98,9 @@ def test_a_baseline_that_a_member_cannot_play_is_refused_beforehand() -> None:
     check_baselines(recipe(), HERE)
     with pytest.raises(CommunityError, match=r"ada cannot play baseline greedy .*--no-baselines"):
         check_baselines(recipe(baselines={"run": ["greedy"]}), HERE)
+    shaped = [{"name": "ada", "use": "transformer", "shape": {"width": 16, "heads": 2}}]
+    with pytest.raises(CommunityError, match=r"cannot play baseline few-shot .*made from a shape"):
+        check_baselines(recipe(members=shaped, baselines={"run": ["few-shot"]}), HERE)
 
 
 def test_shots_are_worked_examples_of_the_train_split() -> None:

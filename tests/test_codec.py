@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import WORDS, chat_tokenizer
 
-from community.agents.codec import CharacterCodec, ChatCodec
+from community.agents.codec import CharacterCodec, ChatCodec, positions_of
 from community.errors import CommunityError
 from community.types import Idea
 
@@ -55,6 +55,15 @@ def test_positions_restart_in_each_number() -> None:
     tokens = RESTART.prompt("123+45=") + RESTART.answer("861")
     #                                       1  2  3  +  4  5  =  8  6  1  end
     assert RESTART.positions(tokens) == [1, 2, 3, 4, 1, 2, 0, 1, 2, 3, 4]
+
+
+def test_positions_of_an_answer_go_on_whatever_it_says() -> None:
+    prompt, answer = RESTART.prompt("12-45="), RESTART.answer("-33")
+    #                   1  2  -  4  5  =  -  3  3  end
+    assert positions_of(RESTART, prompt + answer, 6) == [1, 2, 3, 1, 2, 0, 1, 2, 3, 4]
+    assert positions_of(RESTART, prompt + answer, 6, 2) == [3, 4, 5, 3, 4, 2, 3, 4, 5, 6]
+    assert positions_of(RESTART, answer, 0) == [1, 2, 3, 4]
+    assert positions_of(PLAIN, prompt + answer, 6) is None
 
 
 @given(st.integers(0, 10**6), st.sampled_from("+-*"), st.integers(0, 10**6), st.integers(0, 9))

@@ -9,6 +9,7 @@ import pytest
 
 from community import experts
 from community.config import Recipe, parse
+from community.errors import CommunityError
 from community.members import Members
 from community.parts import arena_of, specs_of
 from community.pool import LocalPool
@@ -124,3 +125,11 @@ def test_a_specialist_is_taught_its_domain(cache: Path, tmp_path: Path) -> None:
     every = begin(recipe(arena=arena, members=MEMBERS[:1]), tmp_path / "one")
     own = begin(recipe(arena=arena, members=special), tmp_path / "two")
     assert every != own
+
+
+def test_first_lessons_that_do_not_fit_are_one_line(cache: Path, tmp_path: Path) -> None:
+    short = {"family": "gpt2", "width": 16, "depth": 1, "heads": 2, "context": 8}
+    members = [{"name": "ada", "use": "transformer", "shape": short}]
+    found = recipe(members=members, first=FIRST | {"levels": [4]})
+    with pytest.raises(CommunityError, match=r"ada cannot learn its first lessons \(.*\); change"):
+        begin(found, tmp_path)

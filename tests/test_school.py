@@ -26,7 +26,7 @@ from community.school import (
     studies,
     winning_answers,
 )
-from community.types import Idea, Lesson, Ranked, Ranking, Task
+from community.types import Idea, Lesson, Ranked, Ranking, Split, Task
 
 ARENA = ArithmeticArena(("addition", "subtraction"))
 FIRST = FirstSection(examples=60, levels=(2, 3))
@@ -134,7 +134,7 @@ def test_studies_hold_each_learners_own_lessons() -> None:
         assert study.lessons == tuple(
             x for x in lessons if x.learner == name and not set_aside(x, 0.2)
         )
-        assert study.steps == -(-2 * len(study.lessons) // 16)
+        assert study.steps == -(-2 * len(study.lessons) // study.fresh)
         assert (study.round, study.batch) == (4, 16)
     assert (found["ada"].replay, found["bo"].replay) == (tuple(BASIS[:7]), ())
     assert found["ada"].seed != found["bo"].seed
@@ -195,3 +195,22 @@ def test_exams_by_world_and_by_peers() -> None:
         for place, i in enumerate((ideas[1], ideas[0]), 1)
     ]
     assert winning_answers(ideas, Ranking("elo", tuple(entries), {})) == {one.id: "22"}
+
+
+def test_epochs_are_passes_over_the_new_lessons_whatever_is_rehearsed() -> None:
+    settings = LearningSection(epochs=2, batch=16)
+    alone = studies(2, taught(64), {}, settings, 7)["ada"]
+    mixed = studies(2, taught(64), {"ada": taught(9, round=1)}, settings, 7)["ada"]
+    assert (alone.fresh, alone.steps) == (16, 8)
+    assert (mixed.fresh, mixed.steps) == (8, 16)
+    fixed = LearningSection(steps=5, batch=16)
+    assert studies(2, taught(64), {"ada": taught(9)}, fixed, 7)["ada"].steps == 5
+
+
+def test_a_domain_among_very_many_is_found() -> None:
+    class Wide(ArithmeticArena):
+        def pose(self, split: Split, seed: int, index: int, level: int) -> Task:
+            task = super().pose(split, seed, index, level)
+            return replace(task, domain=f"domain {index % 90}")
+
+    assert len(first_lessons(Wide(), FIRST, "ada", 7, 3, ("domain 89",))) == 3

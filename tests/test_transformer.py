@@ -242,6 +242,41 @@ def test_what_cannot_be_made() -> None:
         TransformerAgent("ada", 1, shape=SHAPE)
     with pytest.raises(CommunityError, match="no model of family 'llamma'"):
         member(shape=Shape(family="llamma"))
+    for idle in ({"adapter": Adapter()}, {"system": "Be brief."}, {"shots": (("1+1=", "2"),)}):
+        with pytest.raises(CommunityError, match="would do nothing in a member made from a shape"):
+            member(**idle)
+    with pytest.raises(CommunityError, match=r'judge = "reading" would do nothing'):
+        member(judge="reading")
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "smollm3", "mixtral"])
+def test_families_whose_own_heads_fit_no_small_model(family: str) -> None:
+    agent = member(shape=Shape(family=family, width=16, heads=2, depth=1))
+    (idea,) = agent.propose(requests([TASK]))
+    assert idea.tokens and not idea.failure
+
+
+@pytest.mark.parametrize(("family", "inner"), [("llama", "mlp.up_proj"), ("opt", "fc1")])
+def test_the_inner_width_is_the_shapes(family: str, inner: str) -> None:
+    agent = member(shape=Shape(family=family, width=16, heads=2, depth=1, hidden=24))
+    shapes = [tuple(p.shape) for n, p in agent.model.named_parameters() if f"{inner}.weight" in n]
+    assert shapes == [(24, 16)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (Shape(family="bert", width=16, heads=2), "its tokens see those after them"),
+        (Shape(family="roberta", width=16, heads=2), "its tokens see those after them"),
+        (Shape(family="llama", width=6, heads=2), "must match"),
+        (Shape(family="bamba", width=16, heads=2), "mamba_n_heads must divide"),
+        (Shape(family="stablelm", width=16, heads=3), "choose other sizes"),
+    ],
+)
+def test_a_shape_that_could_not_answer_is_one_line(shape: Shape, reason: str) -> None:
+    with pytest.raises(CommunityError, match=reason) as found:
+        member(shape=shape)
+    assert "\n" not in str(found.value)
 
 
 def test_members_differ_by_their_seed(tmp_path: Path) -> None:
@@ -309,6 +344,22 @@ def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
     agent = chatty(tmp_path / "model", adapter=Adapter(rank=2))
     with pytest.raises(CommunityError, match=r"does not fit|belongs to"):
         agent.load(tmp_path / "checkpoints", foreign)
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"), [("chat_template", "no chat template"), ("eos_token", "no end token")]
+)
+def test_a_model_that_is_not_made_for_chat_is_refused(
+    lost: str, reason: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    chat_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    setattr(tokenizer, lost, None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CommunityError, match=f"cannot be asked: its tokenizer has {reason}"):
+        chatty(folder)
 
 
 def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
