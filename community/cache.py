@@ -3,9 +3,44 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from community.errors import CommunityError
 
 
 def cache() -> Path:
     """The folder of downloads, conversions and builds: COMMUNITY_CACHE or ~/.cache/community."""
     return Path(os.environ.get("COMMUNITY_CACHE") or "~/.cache/community").expanduser()
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Where to make a folder that then appears whole or not at all; one that is there stays.
+
+    Another process may make the same at the same time. Raises CommunityError where there is
+    no room, or no right to write.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".part-") as place:
+            made = Path(place, folder.name)
+            yield made
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    except OSError as error:
+        reason = error.strerror or _first(error)
+        raise CommunityError(f"cannot write {folder}: {reason}; see to it, then go on") from error
+
+
+def _first(error: OSError) -> str:
+    """Copying a folder goes on after a failure, and tells all of them in the end."""
+    if isinstance(error, shutil.Error):
+        return str(error.args[0][0][-1]).partition(":")[0]
+    return str(error)

@@ -267,11 +267,10 @@ def _read(
     workers: int,
     sets: list[str] | None,
 ) -> config.Recipe:
-    given = {"rounds": rounds, "seed": seed, "name": name, "pool": pool, "workers": workers}
+    given = {"rounds": rounds, "seed": seed, "name": name or None}
+    given |= {"pool": pool or None, "workers": workers or None}
     overrides: dict[str, Any] = {
-        f"run.{key}": value
-        for key, value in given.items()
-        if value is not None and (value or key == "seed")
+        f"run.{key}": value for key, value in given.items() if value is not None
     }
     overrides |= dict(config.setting(text) for text in sets or [])
     return config.read(path, overrides)
@@ -312,6 +311,8 @@ def main() -> None:
     except CommunityError as error:
         _fail(str(error))
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"no disk can hold a name as long as {error.filename}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail("the disk is full; free some space and resume, every recorded round is safe")

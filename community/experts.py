@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from community import __version__
-from community.cache import cache
+from community.cache import cache, making
 from community.config import Member, Recipe
+from community.errors import CommunityError
 from community.members import Members
 from community.pool import Spec
 from community.school import first_lessons
@@ -95,25 +97,21 @@ def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
     """Put a checkpoint on the shelf; a run needs it there as little as it needs a cache."""
     try:
         _copy(source, shelf / source.name)
-        _write(shelf / LABEL, json.dumps([source.name, asdict(fresh)]))
-    except OSError as error:
-        reason = error.strerror or error
-        said = f"first experts are taught anew in every run: {reason}"
+        _label(shelf, json.dumps([source.name, asdict(fresh)]))
+    except (CommunityError, OSError) as error:
+        said = f"first experts are taught anew in every run: {error}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+def _label(shelf: Path, text: str) -> None:
+    with TemporaryDirectory(dir=shelf, prefix=".part-") as place:
+        part = Path(place, LABEL)
+        part.write_text(text)
+        part.replace(shelf / LABEL)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder so that it is there whole or not at all; leave one that is there."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".part-{target.name}"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    part.rename(target)
+    """Copy a folder unless it is there. Raises CommunityError where it cannot be written."""
+    if not target.exists():
+        with making(target) as made:
+            shutil.copytree(source, made)

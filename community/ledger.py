@@ -375,7 +375,9 @@ def _full_id(conn: Connection, table: Table, prefix: str, what: str) -> str:
     # a range and not LIKE: it uses the index everywhere, and "g" follows all hex digits
     starts = and_(table.c.id >= prefix, table.c.id < prefix + "g")
     near = select(table.c.id).where(tables.with_ids(table, starts))
-    found = conn.scalars(near.distinct().order_by(table.c.id).limit(3)).all()
+    near = near.distinct().order_by(table.c.id).limit(3)
+    # bytes of an argument that are no text cannot even be asked for
+    found = conn.scalars(near).all() if prefix.isascii() else []
     if not found:
         raise CommunityError(f"no {what} has an id that starts with {prefix!r}")
     if len(found) > 1:

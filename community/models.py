@@ -7,7 +7,6 @@ cache: dequantising SmolLM2-135M takes 18 s each time, loading the result 0.3 s.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from community.cache import cache
+from community.cache import cache, making
 from community.errors import CommunityError
 from community.packaged import PACKAGED, weights
 
@@ -56,15 +55,8 @@ def converted(gguf: Path) -> Path:
     folder = cache() / "models" / f"{gguf.stem}-{digest}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "model"
+    with making(folder) as made:
         _convert(gguf, made)
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster: the same content
-                raise
     return folder
 
 

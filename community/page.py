@@ -47,6 +47,8 @@ def write(run: Path, to: Path, again: bool = False) -> None:
     """
     if to.is_dir():
         raise CommunityError(f"{to} is a folder; give --to the name of a file")
+    if to.exists() and not to.is_file():  # a device, which a file must not take the place of
+        raise CommunityError(f"{to} is no file; give --to the name of one")
     if to.exists() and not again:
         raise CommunityError(f"{to} is there already; give --to another, or --force to replace it")
     save({to.name: html(run).encode()}, to.parent, again=True)

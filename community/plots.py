@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -41,9 +42,7 @@ def draw(facts: Facts, folder: Path) -> list[str]:
     with settings():
         drawn = {f"{name}.png": encoded(figure, "png") for name, figure in _some(facts, REPORT)}
     if drawn:
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, data in drawn.items():
-        (folder / name).write_bytes(data)
+        _write(drawn, folder)
     return list(drawn)
 
 
@@ -93,11 +92,19 @@ def save(files: Mapping[str, bytes], folder: Path, again: bool) -> None:
             f"{folder / there[0]} is there already; give --to another place, or --force to replace"
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        _write(files, folder)
     except OSError as error:
         raise CommunityError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    """All of them or, on a disk that is full, none: what is there is not spoilt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".part-") as place:
+        for name, data in files.items():
+            Path(place, name).write_bytes(data)
+        for name in files:
+            Path(place, name).replace(folder / name)
 
 
 def _some(facts: Facts, names: Mapping[str, str] | tuple[str, ...]) -> Iterator[tuple[str, Figure]]:

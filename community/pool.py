@@ -198,7 +198,7 @@ class RayPool:
     def __init__(
         self, specs: Sequence[Spec], folder: Path, workers: int, address: str = ""
     ) -> None:
-        """Starts Ray on this machine, or joins the cluster at `address`.
+        """Starts Ray on this machine, or joins the cluster at `address` or $RAY_ADDRESS.
 
         Raises CommunityError for an address that does not answer, and for members that ask
         for more than the cluster has.
@@ -283,8 +283,9 @@ def _connect(workers: int, address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    address = address or os.environ.get("RAY_ADDRESS", "")  # which ray.init would heed anyway
     try:
-        if address:
+        if address not in ("", "local"):
             _probe(address)
             ray.init(address=address, **quiet)
         else:
@@ -292,7 +293,8 @@ def _connect(workers: int, address: str) -> None:
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise CommunityError(
-            f"cannot reach {where} ({_first(error)}); check the address, or use --pool local"
+            f"cannot reach {where} ({_first(error)}); check the address, and RAY_AUTH_MODE=token "
+            "if it asks for a token, or use --pool local"
         ) from error
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,17 @@ def write_recipe(folder: Path, text: str = RECIPE, **changes: str) -> str:
     path = folder / "tiny.toml"
     path.write_text(text)
     return str(path)
+
+
+@contextmanager
+def little_room(most: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def hash_of(folder: Path, run: str) -> str:

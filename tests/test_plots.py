@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import networkx as nx
 import pytest
-from command import CROWD, community, write_recipe
+from command import CROWD, community, little_room, write_recipe
 from matplotlib import rc_context
 from talk import EVIL, play_evil
 
@@ -23,7 +23,7 @@ from community.errors import CommunityError
 from community.figures import figures
 from community.ledger import Ledger
 from community.lineage import last_winner, lineage
-from community.plots import CAPTIONS, pictures, plot
+from community.plots import CAPTIONS, pictures, plot, save
 from community.trees import STEPS, _Tree
 
 Facts = Mapping[str, Any]
@@ -147,6 +147,21 @@ def test_what_there_is_nothing_to_draw_for_is_said(tmp_path: Path) -> None:
     assert done.code == 0 and "nothing to draw yet for: topology" in done.out
     names = {f"{name}.png" for name in CAPTIONS} - {"topology.png"}
     assert {path.name for path in (tmp_path / "x").iterdir()} == names
+
+
+def test_a_full_disk_spoils_no_plot(talked: Path, tmp_path: Path) -> None:
+    plot(talked, tmp_path, "svg")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    facts = figures(talked)
+    for write in (
+        lambda: save(pictures(facts, None, "png"), tmp_path / "new", False),
+        lambda: save({name: data + bytes(50_000) for name, data in before.items()}, tmp_path, True),
+    ):
+        with little_room(10_000), pytest.raises(CommunityError, match="cannot write to"):
+            write()
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new").rmdir()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_whatever_members_say_is_drawn_as_text(

@@ -128,6 +128,15 @@ def test_a_ray_address_that_does_not_answer_is_refused_soon(kind: str, tmp_path:
             RayPool([spec()], tmp_path, 1, address)
 
 
+def test_the_address_in_the_environment_is_the_one_that_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    for given, asked in (("", "127.0.0.1:9"), ("127.0.0.1:7", "127.0.0.1:7")):
+        with pytest.raises(CommunityError, match=f"cannot reach the Ray cluster at {asked} "):
+            RayPool([spec()], tmp_path, 1, given)
+
+
 def _speak(server: socket.socket) -> None:
     connection, _ = server.accept()
     connection.sendall(b"220 a mail server\r\n")

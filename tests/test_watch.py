@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("textual")
 
-from command import CROWD, Command, write_recipe
+from command import CROWD, Command, community, write_recipe
 from small_rounds import MEMBERS, META, make_learning, make_ledger, make_round, make_task
 from textual.pilot import Pilot
 from typer.testing import CliRunner
@@ -175,6 +175,24 @@ def test_a_ledger_of_a_newer_version(run: Path, more: tuple[str, ...]) -> None:
     with sqlite3.connect(run / "ledger.db") as conn:
         conn.execute("UPDATE meta SET value = '999' WHERE key = 'schema'")
     assert "update modelcommunity" in refused("watch", "small", *more)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.7", f"{'x' * 70}.example"])
+def test_an_address_that_cannot_be_served_at(run: Path, host: str, tmp_path: Path) -> None:
+    pytest.importorskip("textual_serve")
+    said = community(tmp_path, "watch", run.name, "--serve", "--host", host).refused()
+    assert f"cannot serve at {host}:8000" in said
+
+
+def test_a_port_that_is_taken(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("textual_serve")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        place = ["--host", "127.0.0.1", "--port", port]
+        said = community(tmp_path, "watch", run.name, "--serve", *place).refused()
+    assert f"127.0.0.1:{port}" in said and "--port" in said
 
 
 def test_what_is_no_ledger(run: Path) -> None:

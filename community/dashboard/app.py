@@ -251,9 +251,17 @@ def watch(folder: Path) -> None:
 def serve(folder: Path, host: str, port: int) -> None:
     """Show the same in browsers, at http://host:port, until stopped.
 
-    Raises CommunityError without textual-serve, and as `Ledger.open` does.
+    Raises CommunityError without textual-serve, as `Ledger.open` does, and for an address
+    that is taken or not of this machine.
     """
     server = extra("textual_serve.server", "watch")
     Ledger.open(folder / "ledger.db", read_only=True).close()
     command = [sys.executable, "-m", "community", "watch", str(folder.resolve())]
-    server.Server(shlex.join(command), host, port, title=f"community: {folder.name}").serve()
+    title = f"community: {folder.name}"
+    try:
+        server.Server(shlex.join(command), host, port, title=title).serve()
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine
+        reason = getattr(error, "strerror", None) or error
+        raise CommunityError(
+            f"cannot serve at {host}:{port} ({reason}); give another --port or --host"
+        ) from error
