@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+from community.aside import aside
 from community.config import option
 from community.errors import CommunityError
 from community.types import (
@@ -116,10 +117,9 @@ class ScriptedAgent:
         self.checkpoint = self._id(state)
         path = folder / self.checkpoint / "state.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
-            part.replace(path)
+            with aside(path) as part:
+                part.write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
+                part.replace(path)
         return self.checkpoint
 
     def load(self, folder: Path, checkpoint: str) -> None:

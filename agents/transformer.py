@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from community.agents.decoding import (
 from community.agents.learning import Optimizer, train
 from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
 from community.agents.shape import Shape, made
+from community.aside import aside
 from community.config import option
 from community.errors import CommunityError
 from community.kernels.backend import backend, kernels
@@ -291,15 +291,12 @@ class TransformerAgent:
 
     def save(self, folder: Path) -> str:
         """Write weights, config and tokenizer to `folder / id`, id the hash of the weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        with aside(folder / "checkpoint") as part:
             self.model.save_pretrained(part)
             self.codec.tokenizer.save_pretrained(part)
-            self.checkpoint = _digest(weights_file(Path(part)))
-            target = folder / self.checkpoint
-            if not target.exists():
-                Path(part).rename(target)
-                Path(part).mkdir()  # for the context to remove
+            self.checkpoint = _digest(weights_file(part))
+            if not (folder / self.checkpoint).exists():
+                part.rename(folder / self.checkpoint)
         return self.checkpoint
 
     def load(self, folder: Path, checkpoint: str) -> None:

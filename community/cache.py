@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from community.aside import aside
 from community.errors import CommunityError
 
 
@@ -25,9 +25,7 @@ def making(folder: Path) -> Iterator[Path]:
     no room, or no right to write.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=".part-") as place:
-            made = Path(place, folder.name)
+        with aside(folder) as made:
             yield made
             try:
                 made.rename(folder)

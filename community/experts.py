@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from community import __version__
+from community.aside import aside
 from community.cache import cache, making
 from community.config import Member, Recipe
 from community.errors import CommunityError
@@ -104,8 +104,7 @@ def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
 
 
 def _label(shelf: Path, text: str) -> None:
-    with TemporaryDirectory(dir=shelf, prefix=".part-") as place:
-        part = Path(place, LABEL)
+    with aside(shelf / LABEL) as part:
         part.write_text(text)
         part.replace(shelf / LABEL)
 

@@ -15,13 +15,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from sqlalchemy import Connection, func, select
 
 from community import card
+from community.aside import aside
 from community.candidates import Posed, numbers, parents_of, read
 from community.dedup import Exact, Near, Overlap
 from community.errors import CommunityError, unknown
@@ -50,12 +50,8 @@ def export(
     disk, and where no row is left.
     """
     _check(ledger, folder, wanted)
-    parent = folder.absolute().parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        # a place of its own: another process may be exporting to a folder of this name
-        with TemporaryDirectory(dir=parent, prefix=".part-") as place:
-            part = Path(place) / "whole"
+        with aside(folder.absolute()) as part:
             part.mkdir()
             counts = _fill(ledger, part, wanted, listener)
             (part / "README.md").write_text(

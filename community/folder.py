@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import tomli_w
 
+from community.aside import aside
 from community.config import Recipe, read
 from community.errors import CommunityError
 from community.ledger import Ledger
@@ -32,10 +32,7 @@ def create(recipe: Recipe, base: Path, folder: Path) -> None:
     check(recipe, base)
     try:
         _refuse_taken(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # a place of its own: another process may be laying out a run of this name
-        with TemporaryDirectory(dir=folder.parent, prefix=".part-") as place:
-            part = Path(place) / folder.name
+        with aside(folder) as part:
             (part / "checkpoints").mkdir(parents=True)
             text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
             (part / "recipe.toml").write_text(text, encoding="utf-8")

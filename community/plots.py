@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from community import curves, heatmaps, networks, trees
+from community.aside import aside
 from community.canvas import encoded, settings
 from community.errors import CommunityError, unknown
 from community.figures import figures
@@ -99,12 +99,12 @@ def save(files: Mapping[str, bytes], folder: Path, again: bool) -> None:
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
     """All of them or, on a disk that is full, none: what is there is not spoilt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".part-") as place:
+    with aside(folder / "all") as part:
+        part.mkdir()
         for name, data in files.items():
-            Path(place, name).write_bytes(data)
+            (part / name).write_bytes(data)
         for name in files:
-            Path(place, name).replace(folder / name)
+            (part / name).replace(folder / name)
 
 
 def _some(facts: Facts, names: Mapping[str, str] | tuple[str, ...]) -> Iterator[tuple[str, Figure]]:

@@ -85,8 +85,8 @@ class Worker:
     def learn(self, study: Study) -> tuple[Learned, str] | Failure:
         """Train and save in one call: an actor that dies between them loses nothing.
 
-        Raises CommunityError if the checkpoint cannot be written; what the agent itself
-        raises is a Failure.
+        Raises CommunityError if the checkpoint cannot be written, and where the agent does, for
+        that is what a user can mend; whatever else an agent raises is a Failure.
         """
         try:
             learned = learned_of(self.agent.learn(study))

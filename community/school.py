@@ -109,19 +109,17 @@ def studies(
             seed=seed_of(seed, n, learner, "learn"),
             lessons=tuple(own),
             replay=tuple(replays.get(learner, ())),
-            steps=settings.steps,
             batch=settings.batch,
         )
         for learner, own in mine.items()
         if len(own) >= settings.min_lessons
     }
-    if settings.steps:
-        return found
-    passes = settings.epochs  # over the new lessons, which share their batches with the replay
-    return {
-        learner: replace(study, steps=math.ceil(passes * len(study.lessons) / study.fresh))
-        for learner, study in found.items()
-    }
+    return {k: replace(study, steps=_steps(study, settings)) for k, study in found.items()}
+
+
+def _steps(study: Study, settings: LearningSection) -> int:
+    """As many as the recipe says, or passes over the new lessons, which share batches with old."""
+    return settings.steps or math.ceil(settings.epochs * len(study.lessons) / study.fresh)
 
 
 def judged_by_world(

@@ -118,15 +118,8 @@ def checked(compute: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(compute)
-    def run(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        factor: Tensor,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        *more: Any,
-    ) -> Any:
+    def run(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, *rest: Any) -> Any:
+        mask, lengths, *more = rest
         if not k.is_cuda and not all(0 < x < math.inf for x in factor.tolist()):
             raise ValueError(_NO_TEMPERATURE)
         if lengths is not None and k.is_cuda:

@@ -46,7 +46,7 @@ typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias)
 #define BY_TWO(n, STEP, ...)                                                                    \
     {                                                                                           \
         int step = 0;                                                                           \
-        for (; step + 2 <= (n); step += 2) {                                                     \
+        for (; step + 2 <= (n); step += 2) {                                                    \
             STEP(step, __VA_ARGS__) STEP(step + 1, __VA_ARGS__)                                 \
         }                                                                                       \
         if (step < (n)) { STEP(step, __VA_ARGS__) }                                             \

@@ -26,7 +26,7 @@ MODULES = {
 }
 
 LAYERS: list[set[str]] = [
-    {"kernels", "types", "errors", "extras", "cache", "world", "replies"},
+    {"kernels", "types", "errors", "extras", "cache", "aside", "world", "replies"},
     {
         *("agents", "arenas", "topology", "router", "teaching", "ranking", "evidence"),
         *(

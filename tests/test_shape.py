@@ -1,0 +1,40 @@
+"""Small models of any family, or one line that says why not."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import member, sums
+
+from community.agents.shape import Shape
+from community.errors import CommunityError
+from community.types import Request
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "smollm3", "mixtral"])
+def test_families_whose_own_heads_fit_no_small_model(family: str) -> None:
+    agent = member(shape=Shape(family=family, width=16, heads=2, depth=1))
+    (idea,) = agent.propose([Request(sums(1)[0], 1, 0, 5)])
+    assert idea.tokens and not idea.failure
+
+
+@pytest.mark.parametrize(("family", "inner"), [("llama", "mlp.up_proj"), ("opt", "fc1")])
+def test_the_inner_width_is_the_shapes(family: str, inner: str) -> None:
+    agent = member(shape=Shape(family=family, width=16, heads=2, depth=1, hidden=24))
+    shapes = [tuple(p.shape) for n, p in agent.model.named_parameters() if f"{inner}.weight" in n]
+    assert shapes == [(24, 16)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (Shape(family="bert", width=16, heads=2), "its tokens see those after them"),
+        (Shape(family="roberta", width=16, heads=2), "its tokens see those after them"),
+        (Shape(family="llama", width=6, heads=2), "must match"),
+        (Shape(family="bamba", width=16, heads=2), "mamba_n_heads must divide"),
+        (Shape(family="stablelm", width=16, heads=3), "choose other sizes"),
+    ],
+)
+def test_a_shape_that_could_not_answer_is_one_line(shape: Shape, reason: str) -> None:
+    with pytest.raises(CommunityError, match=reason) as found:
+        member(shape=shape)
+    assert "\n" not in str(found.value)
