@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 # Read by OpenMP when torch is loaded. Tests run beside others and Ray starts more of them:
 # with more threads than cores everything gets slower.
@@ -21,6 +22,10 @@ import community  # noqa: F401  (sets how OpenMP waits, before any test loads to
 # No deadline, because a busy machine is not a failure; derandomised, so a run can be repeated.
 settings.register_profile("community", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("community")
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and they what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
