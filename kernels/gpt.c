@@ -118,7 +118,7 @@ static void unpack(GLOBAL const u8 *from, int kind, int inputs, GLOBAL float *to
                      GLOBAL const float *panel, GLOBAL float *y, int y_p, int add,              \
                      GLOBAL const u8 *ahead, int pace) {                                        \
         EACH(OPEN)                                                                              \
-        BY_TWO(inputs, INPUT, EACH)                                                             \
+        IN_STEPS(inputs, INPUT, EACH)                                                           \
         EACH(CLOSE)                                                                             \
     }
 TILE(tile_of_1, ONE)

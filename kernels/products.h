@@ -58,7 +58,7 @@ static void clear(GLOBAL float *x, i64 n) {
                      int depth, GLOBAL float *c, i64 cr, GLOBAL const float *init, i64 ir,      \
                      GLOBAL const float *bias) {                                                \
         EACH(OPEN)                                                                              \
-        BY_TWO(depth, MEET, EACH, LOAD, TAKE)                                                   \
+        IN_STEPS(depth, MEET, EACH, LOAD, TAKE)                                                 \
         BIAS EACH(CLOSE)                                                                        \
     }
 #define TILES(rows, EACH)                                                                       \

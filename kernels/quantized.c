@@ -109,7 +109,7 @@ INLINE void unpack(GLOBAL const int *words, GLOBAL const float *scale, int bits,
     static void name(GLOBAL const float *x, GLOBAL const float *w, int inputs,                  \
                      GLOBAL float *y) {                                                         \
         EACH(OPEN)                                                                              \
-        BY_TWO(inputs, INPUT, EACH)                                                             \
+        IN_STEPS(inputs, INPUT, EACH)                                                           \
         EACH(CLOSE)                                                                             \
     }
 TILE(tile_of_1, ONE)

@@ -41,7 +41,7 @@ INLINE void product(GLOBAL const float *a, int ai, int ak, GLOBAL const float *b
     if (add) { EACH(LOAD) }
     vec left, right, by;
     int at = 0;
-    BY_TWO(depth, MEET, EACH)
+    IN_STEPS(depth, MEET, EACH)
     EACH(STORE)
 }
 
