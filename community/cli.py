@@ -221,6 +221,8 @@ def study(
     sets: Sets = None,
 ) -> None:
     """Play a recipe under several seeds, without baselines; print mean, spread and each seed."""
+    if any(given.partition("=")[0].strip() == "run.seed" for given in sets or ()):
+        raise CommunityError("a study plays the seeds from 0 on: leave out run.seed, give --seeds")
     path = plugins.recipe(recipe)
     settings = _read(path, rounds, None, name, pool, workers, sets)
     engine = _engine()

@@ -71,6 +71,8 @@ def _check(ledger: Ledger, folder: Path, wanted: Wanted) -> None:
         raise unknown("format", wanted.format, FORMATS)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CommunityError(f"{folder} is there already and not empty; give --to another folder")
+    if folder.resolve() == Path.cwd():  # what replaces it would not be where the shell still is
+        raise CommunityError("a dataset cannot replace the folder you are in; give --to a new one")
     members = ledger.members()
     for agent in sorted(wanted.choice.agents - members.keys()):
         raise unknown("member", agent, members)

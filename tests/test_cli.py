@@ -204,6 +204,11 @@ class TestRefusals:
         line = community(tmp_path, "run", recipe, "--set", setting).refused()
         assert setting.partition("=")[0] in line
 
+    def test_a_study_has_seeds_of_its_own(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, CROWD)
+        assert "--seeds" in community(tmp_path, "study", recipe, "--set", "run.seed=7").refused()
+        assert not (tmp_path / "runs").exists()
+
     def test_missing_files(self, tmp_path: Path) -> None:
         assert "no.toml" in community(tmp_path, "run", "no.toml").refused()
         assert "did you mean 'adders'" in community(tmp_path, "run", "addrs").refused()

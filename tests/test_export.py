@@ -550,6 +550,14 @@ class TestRefusals:
             export(small, tmp_path / "out", wanted)
         assert not (tmp_path / "out").exists()
 
+    def test_the_folder_one_is_in(
+        self, small: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(CommunityError, match="the folder you are in"):
+            export(small, Path(), Wanted("sft"))
+
     def test_a_folder_that_cannot_be_made(self, small: Ledger, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(CommunityError, match="cannot write to"):
