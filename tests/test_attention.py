@@ -285,7 +285,7 @@ def test_derivatives_forward_are_refused(device: str) -> None:
         attention(forward_ad.make_dual(q, torch.ones_like(q)), k, v)
 
 
-@pytest.mark.parametrize("hiding", [torch.finfo(torch.float32).min, -1e9, -3e4])
+@pytest.mark.parametrize("hiding", [torch.finfo(torch.float32).min, -1e30, -1e16, -1e9, -3e4])
 def test_a_query_whose_keys_are_all_hidden_by_a_number(compiled: str, hiding: float) -> None:
     """They are averaged, as by torch, and so are their gradients."""
     if compiled not in ("c", "opencl"):
