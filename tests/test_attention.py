@@ -261,6 +261,28 @@ def test_bad_numbers_in_a_compiled_model(operation: Any) -> None:
             compiled(x, torch.tensor([3, 6]), torch.tensor([1.0, temperature]))
 
 
+class Asks(torch.nn.Module):
+    """A model whose numbers torch.compile takes for sizes that may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {"temperature": 0.7, "scale": 0.3}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attention(x, x, x, **self.options)[0]
+
+
+def test_compiled_for_any_sizes() -> None:
+    model = Asks()
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)
+    for length in (5, 9):
+        x = torch.randn(1, 2, length, 8)
+        torch.testing.assert_close(compiled(x), model(x))
+    model.options["temperature"] = -1.0
+    with pytest.raises(ValueError, match="positive and finite"):
+        model(x)
+
+
 @pytest.mark.parametrize("operation", [attention, reference, entmax_attention])
 @pytest.mark.parametrize("backend", ["c", "reference"])
 def test_autocast_changes_nothing(
