@@ -69,7 +69,7 @@ class CProgram:
 
     def __init__(self, name: str, flags: tuple[str, ...] = ()) -> None:
         self.path = compiled(name, flags)
-        self.library = ctypes.CDLL(str(self.path))
+        self.library = _loaded(name, self.path)
         self._kernels: dict[str, Callable[..., None]] = {}
 
     def __call__(self, kernel: str, *arguments: Argument, items: int) -> None:
@@ -99,13 +99,18 @@ def program(name: str, backend: str) -> Program:
 def operations(name: str, flags: tuple[str, ...] = ()) -> Any:
     """What `name`.c adds to torch (see operations.h): its attributes. Raises BuildError."""
     torchs = Path(torch.__file__).parent / "lib"
-    try:
-        library = ctypes.CDLL(str(compiled(name, (*flags, f"-L{torchs}", "-ltorch_cpu"))))
-    except OSError as error:
-        raise BuildError(f"{name} does not load: {error}") from error
+    library = _loaded(name, compiled(name, (*flags, f"-L{torchs}", "-ltorch_cpu")))
     if library.join():
         raise BuildError(f"torch does not take the operations of {name}")
     return torch.ops.community_c
+
+
+def _loaded(name: str, path: Path) -> ctypes.CDLL:
+    """A library of the cache, which may be damaged or lie where nothing may be executed."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"{name} does not load: {error}") from error
 
 
 @cache_calls

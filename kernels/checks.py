@@ -28,7 +28,7 @@ def check(
 ) -> None:
     """Raises ValueError for what `attention` cannot compute."""
     _check_inputs(q, k, v)
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
+    if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}, and must be a positive number")
     _check_temperature(q, temperature)
     if lengths is not None:
@@ -76,7 +76,7 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
         # one number a head: quicker read than compared by four operations
         if all(0 < x < math.inf for x in temperature.view(-1).tolist()):
             return remember(temperature)
-    elif temperature is None or (temperature > 0 and math.isfinite(temperature)):
+    elif temperature is None or 0 < temperature < math.inf:
         return
     raise ValueError(_NO_TEMPERATURE)
 

@@ -124,7 +124,9 @@ INLINE vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f); /* the other way round takes a step longer */
 #if !defined(__OPENCL_VERSION__) && LANES == 16 && defined(__AVX512F__)
-    return (vec)_mm512_scalef_ps((__m512)p, rounded); /* NaN times 2^-infinity is 0 here */
+    /* far below, r is no longer small and p may be infinite */
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    return (vec)_mm512_maskz_scalef_ps(normal, (__m512)p, rounded);
 #else
     veci tiny = x < ALL(-87.0f);
     return FLOATS((BITS(p) + (BITS(shifted) << 23)) & ~tiny);

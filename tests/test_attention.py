@@ -261,6 +261,28 @@ def test_bad_numbers_in_a_compiled_model(operation: Any) -> None:
             compiled(x, torch.tensor([3, 6]), torch.tensor([1.0, temperature]))
 
 
+class Asks(torch.nn.Module):
+    """A model whose numbers torch.compile takes for sizes that may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {"temperature": 0.7, "scale": 0.3}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attention(x, x, x, **self.options)[0]
+
+
+def test_compiled_for_any_sizes() -> None:
+    model = Asks()
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)
+    for length in (5, 9):
+        x = torch.randn(1, 2, length, 8)
+        torch.testing.assert_close(compiled(x), model(x))
+    model.options["temperature"] = -1.0
+    with pytest.raises(ValueError, match="positive and finite"):
+        model(x)
+
+
 @pytest.mark.parametrize("operation", [attention, reference, entmax_attention])
 @pytest.mark.parametrize("backend", ["c", "reference"])
 def test_autocast_changes_nothing(
@@ -285,7 +307,7 @@ def test_derivatives_forward_are_refused(device: str) -> None:
         attention(forward_ad.make_dual(q, torch.ones_like(q)), k, v)
 
 
-@pytest.mark.parametrize("hiding", [torch.finfo(torch.float32).min, -1e9, -3e4])
+@pytest.mark.parametrize("hiding", [torch.finfo(torch.float32).min, -1e30, -1e16, -1e9, -3e4])
 def test_a_query_whose_keys_are_all_hidden_by_a_number(compiled: str, hiding: float) -> None:
     """They are averaged, as by torch, and so are their gradients."""
     if compiled not in ("c", "opencl"):

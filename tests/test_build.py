@@ -119,6 +119,17 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
         assert scale("c")[3] == 1.5
 
 
+@needs_compiler
+def test_a_library_that_does_not_load_falls_back_with_one_warning(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a folder of which nothing may be executed."""
+    monkeypatch.setenv("COMMUNITY_KERNELS", "c")
+    build.compiled("probe").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="probe does not load"):
+        assert chosen.backend("cpu")[0] == "reference"
+
+
 def test_a_failing_compiler_falls_back_with_one_warning(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,18 @@ def test_attention_gradcheck_and_opcheck(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
+def test_compiled_for_any_sizes(alpha: float) -> None:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        rows = (entmax15 if alpha == 1.5 else sparsemax)(x)
+        return entmax_attention(rows, x, x, alpha=alpha)
+
+    compiled = torch.compile(both, backend="aot_eager", dynamic=True, fullgraph=True)
+    for length in (5, 9):
+        x = torch.randn(1, 2, length, 8)
+        torch.testing.assert_close(compiled(x), both(x))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
 def test_what_is_hidden_is_never_chosen(alpha: float) -> None:
     x = torch.tensor([[0.3, -torch.inf, 0.1], [-torch.inf] * 3], requires_grad=True)
     y = (entmax15 if alpha == 1.5 else sparsemax)(x)
