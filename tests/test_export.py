@@ -280,6 +280,11 @@ class TestFilters:
         assert set(counts.dropped) == ({reason} if reason else set())
         assert (tmp_path / "out/README.md").read_text().count(reason)
 
+    def test_a_least_strength_of_zero_is_one(self, tmp_path: Path) -> None:
+        counts, rows = self.rows(tmp_path, "ideas", choice=Choice(min_strength=0.0))
+        assert sorted(row["strength"] for row in rows) == [0.0, 1.0, 1.0, 2.0, 2.0, 5.0]
+        assert counts.dropped == {"rows below strength 0": 2}
+
     def test_no_rows_left_says_which_filter_dropped_how_many(self, tmp_path: Path) -> None:
         with pytest.raises(CommunityError, match=r"no rows are left of 8 ideas.*strength 9: 3"):
             self.rows(tmp_path, choice=Choice(min_strength=9.0))
