@@ -128,7 +128,7 @@ def _facts(member: Member, found: Portrait) -> Table:
         if course:
             line = f"{share(course[-1][1])}  {spark((v for _, v in course), 40)}"
             table.add_row(name, f"{line}  by round" if name == "judge" else line)
-    table.add_row("domains", ", ".join(member.domains) or "all")
+    table.add_row("domains", Text(one_line(", ".join(member.domains)) or "all"))
     said = f"{member.lessons:,} given, {member.learned:,} learned; its ideas made {member.taught:,}"
     table.add_row("lessons", said)
     table.add_row("tokens", f"{member.tokens:,}; failures {member.failures:,}")
@@ -142,7 +142,7 @@ def _domains(found: Portrait) -> list[RenderableType]:
     for name in ("holdout", "at the start", "lessons"):
         table.add_column(name, justify="right")
     for d in found.domains:
-        table.add_row(d.name, share(d.now), share(d.start), f"{d.lessons:,}")
+        table.add_row(Text(one_line(d.name)), share(d.now), share(d.start), f"{d.lessons:,}")
     return [Text(), table]
 
 
