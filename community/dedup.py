@@ -16,6 +16,8 @@ PERMUTATIONS = 128
 """Hash functions of a MinHash: its error is about 1 / sqrt of this, 0.09."""
 SHINGLE = 5
 """Characters of a shingle: short answers have few words."""
+SUREST = 0.95
+"""The largest similarity that candidates are looked up by; nearly 1 leaves no bands of hashes."""
 NGRAM = 13
 """Words of an n-gram (Brown et al., "Language models are few-shot learners", 2020, appendix C)."""
 
@@ -55,7 +57,8 @@ class Near:
     def __init__(self, similarity: float) -> None:
         self._library = extra("datasketch")
         self._similarity = similarity
-        self._index = self._library.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        least = min(similarity, SUREST)
+        self._index = self._library.MinHashLSH(threshold=least, num_perm=PERMUTATIONS)
         self._sketches: list[Any] = []
 
     def seen(self, texts: Sequence[str]) -> bool:

@@ -344,6 +344,15 @@ class TestDuplicates:
         assert not near.seen([" ".join(words[:40] + [f"other{i}" for i in range(20)])])
         assert near.seen([" ".join(words).upper()])  # case does not count
 
+    @needs_extra
+    @pytest.mark.parametrize("similarity", [0.99, 1.0])
+    def test_nearly_the_same_and_all_the_same(self, similarity: float) -> None:
+        near = Near(similarity)
+        text = " ".join(f"word{i}" for i in range(60))
+        assert not near.seen([text])
+        assert not near.seen([text.replace("word4", "other")])
+        assert near.seen([text.upper()])
+
 
 class TestDecontamination:
     def test_the_runs_own_holdout(self, tmp_path: Path) -> None:
