@@ -18,6 +18,8 @@ SHINGLE = 5
 """Characters of a shingle: short answers have few words."""
 SUREST = 0.95
 """The largest similarity that candidates are looked up by; nearly 1 leaves no bands of hashes."""
+WEIGHTS = (0.1, 0.9)
+"""Of candidates too many and too few: those too many are found out, those too few are not."""
 NGRAM = 13
 """Words of an n-gram (Brown et al., "Language models are few-shot learners", 2020, appendix C)."""
 
@@ -58,7 +60,9 @@ class Near:
         self._library = extra("datasketch")
         self._similarity = similarity
         least = min(similarity, SUREST)
-        self._index = self._library.MinHashLSH(threshold=least, num_perm=PERMUTATIONS)
+        self._index = self._library.MinHashLSH(
+            threshold=least, num_perm=PERMUTATIONS, weights=WEIGHTS
+        )
         self._sketches: list[Any] = []
 
     def seen(self, texts: Sequence[str]) -> bool:

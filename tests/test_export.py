@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -343,6 +344,19 @@ class TestDuplicates:
         assert not near.seen([" ".join(words)])
         assert not near.seen([" ".join(words[:40] + [f"other{i}" for i in range(20)])])
         assert near.seen([" ".join(words).upper()])  # case does not count
+
+    @needs_extra
+    def test_what_is_more_alike_than_asked_for_is_found(self) -> None:
+        """Two texts of 276 letters that differ in four: they share .86 of their shingles."""
+        found = 0
+        for n in range(60):
+            letters = random.Random(n).choices("abcdefghijklmnop", k=276)
+            near = Near(0.8)
+            assert not near.seen(["".join(letters)])
+            for place in (30, 100, 170, 240):
+                letters[place] = "."
+            found += near.seen(["".join(letters)])
+        assert found >= 57
 
     @needs_extra
     @pytest.mark.parametrize("similarity", [0.99, 1.0])
