@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from community import config, doctor, outputs, plugins
@@ -99,10 +100,10 @@ def runs() -> None:
     table = Table("run", "recipe seed", "rounds", "ideas", "lessons", "tokens", "seconds")
     for path in sorted(home().glob("[!.]*/ledger.db")):
         try:
-            table.add_row(path.parent.name, *_row(path))
+            table.add_row(escape(path.parent.name), *_row(path))
         except CommunityError:  # one that is damaged must not hide the others
-            table.add_row(path.parent.name, "damaged")
-    console.print(table if table.row_count else f"there are no runs in {home()} yet")
+            table.add_row(escape(path.parent.name), "damaged")
+    console.print(table if table.row_count else f"there are no runs in {escape(str(home()))} yet")
 
 
 @app.command()
@@ -180,7 +181,7 @@ def list_() -> None:
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)
         for name, line in found.items():
-            table.add_row(f"  {name}", line)
+            table.add_row(escape(f"  {name}"), escape(line))
         console.print(table)
 
 
@@ -196,11 +197,11 @@ def verify(run: RunArgument) -> None:
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
         problems = ledger.verify()
     for problem in problems:
-        console.print(f"[red]problem[/red] {problem}", highlight=False)
+        console.print(f"[red]problem[/red] {escape(problem)}", highlight=False)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise CommunityError(f"the ledger of {run} has {count}; see above")
-    console.print(f"the ledger of {run} is sound")
+    console.print(f"the ledger of {escape(run)} is sound")
 
 
 @app.command(name="hash")
@@ -289,7 +290,8 @@ def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) ->
     console.print(engine.render(engine.write(folder)))
     if early:
         console.print(early, highlight=False)
-    console.print(f"report, plots and ledger are in {folder}", highlight=False, soft_wrap=True)
+    place = escape(str(folder))
+    console.print(f"report, plots and ledger are in {place}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

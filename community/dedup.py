@@ -16,6 +16,10 @@ PERMUTATIONS = 128
 """Hash functions of a MinHash: its error is about 1 / sqrt of this, 0.09."""
 SHINGLE = 5
 """Characters of a shingle: short answers have few words."""
+SUREST = 0.95
+"""The largest similarity that candidates are looked up by; nearly 1 leaves no bands of hashes."""
+WEIGHTS = (0.1, 0.9)
+"""Of candidates too many and too few: those too many are found out, those too few are not."""
 NGRAM = 13
 """Words of an n-gram (Brown et al., "Language models are few-shot learners", 2020, appendix C)."""
 
@@ -55,7 +59,10 @@ class Near:
     def __init__(self, similarity: float) -> None:
         self._library = extra("datasketch")
         self._similarity = similarity
-        self._index = self._library.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        least = min(similarity, SUREST)
+        self._index = self._library.MinHashLSH(
+            threshold=least, num_perm=PERMUTATIONS, weights=WEIGHTS
+        )
         self._sketches: list[Any] = []
 
     def seen(self, texts: Sequence[str]) -> bool:

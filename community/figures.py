@@ -106,7 +106,7 @@ def _answers(recipe: Recipe) -> int:
 
 
 def _stopped(ledger: Ledger, recipe: Recipe, seconds: float) -> str:
-    """Why there are fewer rounds than planned; empty if there are not."""
+    """Why there are fewer rounds than planned so far; empty if there are not."""
     if ledger.last_learning() >= recipe.run.rounds:
         return ""
     budget = recipe.budget
@@ -114,7 +114,8 @@ def _stopped(ledger: Ledger, recipe: Recipe, seconds: float) -> str:
         return f"the budget of {budget.tokens:,} tokens was used up"
     if budget.seconds and seconds >= budget.seconds:
         return f"the budget of {budget.seconds:g} seconds was used up"
-    return "it stopped early; `community resume` goes on with it"
+    # nobody knows from a ledger whether a process is still playing it
+    return "it has not ended; `community resume` goes on if it was stopped"
 
 
 def _world(recipe: Recipe) -> str:

@@ -143,9 +143,9 @@ def passes(draft: Draft, choice: Choice, dropped: Counter[str]) -> bool:
         reason = f"rows by others than {', '.join(sorted(choice.agents))}"
     elif choice.verified and not _verified(draft, others):
         reason = "rows that the world did not verify"
-    elif learned and not _least(idea.strength, choice.min_strength):
+    elif learned and not _least(idea.strength, choice.min_strength, -math.inf):
         reason = f"rows below strength {choice.min_strength:g}"
-    elif learned and not _least(idea.confidence, choice.min_confidence):
+    elif learned and not _least(idea.confidence, choice.min_confidence, 0.0):
         reason = f"rows below confidence {choice.min_confidence:g}"
     if reason:
         dropped[reason] += 1
@@ -156,8 +156,9 @@ def _verified(draft: Draft, others: Sequence[Candidate]) -> bool:
     return draft.ideas[0].right is draft.label and all(i.right is False for i in others)
 
 
-def _least(value: float | None, least: float) -> bool:
-    return least in (-math.inf, 0.0) or (value is not None and value >= least)
+def _least(value: float | None, least: float, lowest: float) -> bool:
+    """Whether a value is not too low; of what was not ranked, only the lowest bound is met."""
+    return least <= lowest or (value is not None and value >= least)
 
 
 # -- which columns -------------------------------------------------------------------------

@@ -293,7 +293,7 @@ def _rich(table: Table) -> RenderableType:
     for i in shown:
         found.add_column(escape(table.head[i]), justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:
-        found.add_row(*(escape(row[i]) for i in shown))
+        found.add_row(*(Text(row[i]) for i in shown))
     return found
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from community.baselines import alone
@@ -50,11 +51,11 @@ def score(folder: Path, member: str, others: Sequence[Path] = ()) -> Scores:
 
 def render(scores: Scores) -> Table:
     """Exact match, a row for each domain and level, a column for each of the weights."""
-    table = Table("holdout", "tasks", *scores)
+    table = Table("holdout", "tasks", *map(escape, scores))
     rows = zip(*scores.values(), strict=True)
     for row in rows:
         shares = [f"{s.right / s.total:.3f}" for s in row]
-        table.add_row(f"{row[0].domain} {row[0].level}", str(row[0].total), *shares)
+        table.add_row(escape(f"{row[0].domain} {row[0].level}"), str(row[0].total), *shares)
     rights = [sum(s.right for s in column) for column in scores.values()]
     total = sum(s.total for s in next(iter(scores.values())))
     table.add_section()
@@ -82,11 +83,13 @@ def _weights(
         kept = [c for c in ledger.checkpoints(member) if c.kept]
     if not kept:
         raise CommunityError(f"{folder.name} has no checkpoint of {member} yet; resume the run")
-    yield "start", partial(agent.load, folder / "checkpoints", kept[0].id)
+    own = {"start": kept[0]}
     if kept[1:]:
-        yield f"round {kept[-1].round}", partial(agent.load, folder / "checkpoints", kept[-1].id)
-    for other in others:
-        yield str(other), partial(agent.adopt, other)
+        own[f"round {kept[-1].round}"] = kept[-1]
+    for name, checkpoint in own.items():
+        yield name, partial(agent.load, folder / "checkpoints", checkpoint.id)
+    for other in others:  # a folder called `start` is not to stand for the start
+        yield f"./{other}" if str(other) in own else str(other), partial(agent.adopt, other)
 
 
 def _answers(agent: Any, tasks: Sequence[Task], arena: Arena) -> dict[str, Idea]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from rich.table import Table
+from rich.text import Text
 
 from community.config import Recipe
 from community.folder import create, refuse_changes
@@ -76,7 +77,7 @@ def render(outcomes: Sequence[Outcome]) -> Table:
         values = [o.community[group] for o in outcomes if group in o.community]
         cells = [_cell(o, group) for o in outcomes]
         spread = stdev(values) if len(values) > 1 else 0.0
-        table.add_row(group, f"{fmean(values):.3f}", f"{spread:.3f}", *cells)
+        table.add_row(Text(group), f"{fmean(values):.3f}", f"{spread:.3f}", *cells)
     return table
 
 

@@ -83,6 +83,11 @@ class TestLooking:
         shown = json.loads(community(copy, "show", "tiny", "--json").out)["seconds"]
         assert shown >= 600 and f" {shown:.0f} " in community(copy, "runs").out
 
+    def test_a_run_is_listed_as_its_folder_is_called(self, copy: Path) -> None:
+        (copy / "runs/tiny").rename(copy / "runs/tiny[v2]")
+        assert " tiny[v2] " in community(copy, "runs").out
+        assert "of tiny[v2] is sound" in community(copy, "verify", "tiny[v2]").out
+
     def test_show(self, played: Path) -> None:
         assert "round" in community(played, "show", "tiny").out
         facts = json.loads(community(played, "show", "tiny", "--json").out)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import runpy
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -162,6 +165,22 @@ def test_members_stand_in_order_and_are_told_of_one_by_one(talk: Path) -> None:
         assert "✓ kept" in text_of(app)
 
     watching(talk, session)
+
+
+def test_domains_are_shown_as_they_are_called(talk: Path, tmp_path: Path) -> None:
+    place = tmp_path / "ledger.db"
+    shutil.copy(talk, place)
+    with closing(sqlite3.connect(place)) as conn, conn:
+        for table in ("tasks", "scores"):
+            conn.execute(f"UPDATE {table} SET domain = '[/b]:x:' WHERE domain = 'addition'")
+            conn.execute(f"UPDATE {table} SET domain = 'list[int]' WHERE domain <> '[/b]:x:'")
+
+    async def session(app: Watch, pilot: Pilot[Any]) -> None:
+        shown = await press(app, pilot, "2")
+        assert "[/b]:x:" in shown and "list[int]" in shown
+        assert re.search(r"task .*(\[/b\]:x:|list\[int\]), level", await press(app, pilot, "6"))
+
+    watching(place, session, SIZES["140x40"])
 
 
 # -- Network -------------------------------------------------------------------------------

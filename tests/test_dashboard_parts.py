@@ -74,13 +74,25 @@ def test_members_are_those_of_the_report(talk: Path, ledger: Ledger) -> None:
         assert (m.kept, m.rollbacks) == (said["checkpoints_kept"], said["rollbacks"])
         assert (m.failures, m.tokens) == (said["failures"], said["tokens"])
         assert m.reliability == pytest.approx(said["reliability"])
-    last = ledger.round(4)
-    mine = {i.id for i in last.ideas if i.author == "ada"}
-    strengths = [e.strength for e in last.ranking.entries if e.idea in mine]
+        own = m.strength
+        assert own and own.low is not None and own.high is not None
+        assert own.mean == pytest.approx(said["strength"], abs=1e-3)
+        # two standard errors there, 1.96 here
+        assert own.low == pytest.approx(own.mean - 0.98 * (own.mean - said["low"]), abs=2e-3)
+        assert own.high == pytest.approx(own.mean + 0.98 * (said["high"] - own.mean), abs=2e-3)
     ada = found["ada"].strength
-    assert ada and ada.mean == pytest.approx(sum(strengths) / len(strengths))
-    assert ada.low < ada.mean < ada.high and ada.ideas == len(mine)
+    assert ada and ada.ideas == sum(i.author == "ada" for i in ledger.round(4).ideas)
     assert sum(m.taught for m in found.values()) == len(ledger.lessons())
+
+
+def test_one_task_says_nothing_of_the_next(tmp_path: Path) -> None:
+    """However many ideas a member has for it; a second task gives an interval."""
+    with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
+        for n, more in ((1, False), (2, True)):
+            ledger.record(make_round(n, tasks=n))
+            for m in people.people(ledger):
+                assert m.strength and m.strength.ideas == 2 * n
+                assert (m.strength.low is not None) == (m.strength.high is not None) == more
 
 
 def test_a_portrait_holds_every_checkpoint(ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -280,6 +281,11 @@ class TestFilters:
         assert set(counts.dropped) == ({reason} if reason else set())
         assert (tmp_path / "out/README.md").read_text().count(reason)
 
+    def test_a_least_strength_of_zero_is_one(self, tmp_path: Path) -> None:
+        counts, rows = self.rows(tmp_path, "ideas", choice=Choice(min_strength=0.0))
+        assert sorted(row["strength"] for row in rows) == [0.0, 1.0, 1.0, 2.0, 2.0, 5.0]
+        assert counts.dropped == {"rows below strength 0": 2}
+
     def test_no_rows_left_says_which_filter_dropped_how_many(self, tmp_path: Path) -> None:
         with pytest.raises(CommunityError, match=r"no rows are left of 8 ideas.*strength 9: 3"):
             self.rows(tmp_path, choice=Choice(min_strength=9.0))
@@ -338,6 +344,28 @@ class TestDuplicates:
         assert not near.seen([" ".join(words)])
         assert not near.seen([" ".join(words[:40] + [f"other{i}" for i in range(20)])])
         assert near.seen([" ".join(words).upper()])  # case does not count
+
+    @needs_extra
+    def test_what_is_more_alike_than_asked_for_is_found(self) -> None:
+        """Two texts of 276 letters that differ in four: they share .86 of their shingles."""
+        found = 0
+        for n in range(60):
+            letters = random.Random(n).choices("abcdefghijklmnop", k=276)
+            near = Near(0.8)
+            assert not near.seen(["".join(letters)])
+            for place in (30, 100, 170, 240):
+                letters[place] = "."
+            found += near.seen(["".join(letters)])
+        assert found >= 57
+
+    @needs_extra
+    @pytest.mark.parametrize("similarity", [0.99, 1.0])
+    def test_nearly_the_same_and_all_the_same(self, similarity: float) -> None:
+        near = Near(similarity)
+        text = " ".join(f"word{i}" for i in range(60))
+        assert not near.seen([text])
+        assert not near.seen([text.replace("word4", "other")])
+        assert near.seen([text.upper()])
 
 
 class TestDecontamination:

@@ -65,6 +65,16 @@ def test_what_was_not_measured_is_not_shown() -> None:
     assert re.fullmatch(r"round 1/2  level 3  posed 10  kept 6  \d+ s\n", file.getvalue())
 
 
+def test_levels_count_by_their_tasks_as_in_the_report() -> None:
+    file = io.StringIO()
+    counts = ((1, 2.0, 2), (3, 0.0, 8))
+    scores = [Score(1, "community", "holdout", "addition", *count) for count in counts]
+    with Display(Console(file=file, width=120)) as display:
+        display.round(1, 2, 3)
+        display.result(1, facts(scores=scores))
+    assert "holdout 0.20 (at this level 0.00)" in file.getvalue()
+
+
 @pytest.mark.parametrize("total", [0, 3])
 def test_first_lessons_are_announced_if_there_are_any(total: int) -> None:
     file = io.StringIO()

@@ -360,7 +360,7 @@ def test_a_run_killed_between_a_round_and_its_learning(tmp_path: Path) -> None:
     assert len(facts["rounds"]) == 2 and facts["rounds_played"] == 1
     assert facts["rounds"][1]["community"] == {} and facts["rounds"][1]["best"] is None
     assert facts["holdout_by_digits"]["community"]["3"] == 0.8
-    assert "`community resume` goes on" in facts["stopped"]
+    assert facts["stopped"] == "it has not ended; `community resume` goes on if it was stopped"
     assert "–" in (folder / "report.md").read_text()
 
 

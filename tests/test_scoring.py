@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 from command import RECIPE, community, write_recipe
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from community.config import read
 from community.errors import CommunityError
 from community.folder import create
 from community.ledger import Ledger
-from community.scoring import score
+from community.scoring import render, score
 
 # first lessons long enough for carl to know something
 CHANGES = {
@@ -64,6 +66,20 @@ def test_others_stand_beside_its_own(run: Path, tmp_path: Path) -> None:
     rights = {name: [s.right for s in scores] for name, scores in found.items()}
     assert rights["start"] == rights[str(same)] and sum(rights["start"]) > 0
     assert sum(rights[str(empty)]) == 0
+
+
+def test_a_folder_named_as_one_of_its_own_stands_beside_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("start", "tuned[v2]")
+    for name in names:
+        shutil.copytree(checkpoints(run, "carl")[0], name)
+    found = score(run, "carl", list(map(Path, names)))
+    assert "start" in found and [*found][-2:] == ["./start", "tuned[v2]"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(found))
+    assert "│ ./start │ tuned[v2] │" in console.file.getvalue().replace("┃", "│")  # type: ignore[attr-defined]
 
 
 def test_the_command_prints_a_row_for_each_level(played: Path) -> None:

@@ -61,3 +61,10 @@ def test_a_domain_that_one_seed_drew_and_another_did_not() -> None:
     rows = [line.split() for line in text_of([one, other]).splitlines()]
     assert any("product" in row and "0.250" in row and "-" in row for row in rows)
     assert any("addition" in row and "0.500" in row and "-" in row for row in rows)
+
+
+def test_a_domain_is_printed_as_it_is_called() -> None:
+    names = ("[/b] 1", "sum[int] 1", "a:x:b 1")
+    exact = dict.fromkeys(names, 0.5)
+    shown = text_of([Outcome(0, exact, exact, exact)])
+    assert all(f" {name} " in shown for name in names)

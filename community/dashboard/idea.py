@@ -124,7 +124,8 @@ def _facts(found: Sheet) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    table.add_row("task", f"{task.arena}, {task.domain}, level {task.level}, {task.split}")
+    place = one_line(f"{task.arena}, {task.domain}, level {task.level}, {task.split}")
+    table.add_row("task", Text(place))
     if own.place is None:
         table.add_row("place", "none: it was not ranked")
     else:

@@ -71,15 +71,18 @@ class MembersPage(Page[list[Member]]):
 
     def _interval(self, member: Member) -> str:
         s = member.strength
-        return interval(s.low, s.mean, s.high, self._ends, AXIS) if s else ""
+        if s is None or s.low is None or s.high is None:
+            return ""
+        return interval(s.low, s.mean, s.high, self._ends, AXIS)
 
     def load(self, ledger: Ledger) -> list[Member]:
         return people(ledger)
 
     def show(self, found: list[Member]) -> None:
         known = [m.strength for m in found if m.strength]
-        if known:
-            self._ends = (min(s.low for s in known), max(s.high for s in known))
+        ends = [end for s in known for end in (s.low, s.high) if end is not None]
+        if ends:
+            self._ends = (min(ends), max(ends))
         listing = self.query_one("#members", Listing)
         listing.styles.max_height = None if self.has_class("-wide") else max(4, len(found) + 1)
         listing.put(found, nothing_yet(self.app.course))
@@ -122,13 +125,14 @@ def _facts(member: Member, found: Portrait) -> Table:
     table.add_column()
     s = member.strength
     if s:
-        said = f"{signed(s.mean)}, between {signed(s.low)} and {signed(s.high)}"
+        between = "" if s.low is None else f", between {signed(s.low)} and {signed(s.high)}"
+        said = f"{signed(s.mean)}{between}"
         table.add_row("strength", f"{said} (last round, {number(s.ideas)} ideas)")
     for name, course in (("judge", found.reliability), ("holdout", found.holdout)):
         if course:
             line = f"{share(course[-1][1])}  {spark((v for _, v in course), 40)}"
             table.add_row(name, f"{line}  by round" if name == "judge" else line)
-    table.add_row("domains", ", ".join(member.domains) or "all")
+    table.add_row("domains", Text(one_line(", ".join(member.domains)) or "all"))
     said = f"{member.lessons:,} given, {member.learned:,} learned; its ideas made {member.taught:,}"
     table.add_row("lessons", said)
     table.add_row("tokens", f"{member.tokens:,}; failures {member.failures:,}")
@@ -142,7 +146,7 @@ def _domains(found: Portrait) -> list[RenderableType]:
     for name in ("holdout", "at the start", "lessons"):
         table.add_column(name, justify="right")
     for d in found.domains:
-        table.add_row(d.name, share(d.now), share(d.start), f"{d.lessons:,}")
+        table.add_row(Text(one_line(d.name)), share(d.now), share(d.start), f"{d.lessons:,}")
     return [Text(), table]
 
 

@@ -33,11 +33,15 @@ Z = 1.96
 
 @dataclass(frozen=True)
 class Strength:
-    """Mean strength of a member's ideas of one round among those of their tasks, 95% interval."""
+    """Mean strength of a member's ideas of one round among those of their tasks, 95% interval.
+
+    As in the report, over a task's ideas and then over tasks: ideas of one task have nearly the
+    same strength, and a task is what there is one more of. One task alone has no interval.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     ideas: int
 
 
@@ -107,18 +111,23 @@ def _counted(column: Any) -> Select[Any]:
 
 
 def _strengths(n: int) -> Select[Any]:
-    """Author, count, sum and sum of squares of strengths in round n."""
-    s = rankings.c.strength
-    query = select(ideas.c.author, func.count(), func.sum(s), func.sum(s * s))
+    """Author, ideas and tasks in round n, sum and sum of squares of the tasks' mean strengths."""
+    mean = func.avg(rankings.c.strength).label("mean")
+    query = select(ideas.c.author, func.count().label("ideas"), mean)
     joined = query.join_from(rankings, ideas, rankings.c.idea == ideas.c.row)
-    return joined.where(rankings.c.round == n).group_by(ideas.c.author)
+    by_task = joined.where(rankings.c.round == n).group_by(ideas.c.author, ideas.c.task)
+    t = by_task.subquery().c
+    squares = func.sum(t.mean * t.mean)
+    found = select(t.author, func.sum(t.ideas), func.count(), func.sum(t.mean), squares)
+    return found.group_by(t.author)
 
 
-def _strength(n: int, total: float, squares: float) -> Strength:
+def _strength(ideas: int, n: int, total: float, squares: float) -> Strength:
     mean = total / n
-    spread = sqrt(max(0.0, squares - n * mean * mean) / (n - 1)) if n > 1 else 0.0
-    half = Z * spread / sqrt(n)
-    return Strength(mean, mean - half, mean + half, n)
+    if n == 1:
+        return Strength(mean, None, None, int(ideas))
+    half = Z * sqrt(max(0.0, squares - n * mean * mean) / (n - 1) / n)
+    return Strength(mean, mean - half, mean + half, int(ideas))
 
 
 def _solved() -> Select[Any]:
