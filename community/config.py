@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,10 +238,24 @@ def _name_of(path: Path) -> str:
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises CommunityError naming the key's place."""
+    if endless := next(_endless(data), ""):
+        raise CommunityError(
+            f"{source}: {endless}: a number cannot be inf or nan here; give another"
+        )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise CommunityError(_explain(error, Recipe, source)) from error
+
+
+def _endless(data: Any, place: str = "") -> Iterator[str]:
+    """Where plain data holds inf or nan, which JSON does not know and no resolved recipe keeps."""
+    if isinstance(data, float) and not math.isfinite(data):
+        yield place
+    elif isinstance(data, Mapping | list | tuple):
+        pairs = data.items() if isinstance(data, Mapping) else enumerate(data)
+        for key, value in pairs:
+            yield from _endless(value, f"{place}.{key}".lstrip("."))
 
 
 def option(description: str, **limits: Any) -> Any:

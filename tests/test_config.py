@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def written(folder: Path, text: str) -> Path:
         ({"run": {"seed": 2**63}}, "run.seed: input should be less than"),
         ({"run": {"seed": -(2**63) - 1}}, "run.seed: input should be greater than or equal to"),
         ({"ranking": {"min_confidence": 1.5}}, "ranking.min_confidence: input should be less"),
+        ({"learning": {"epochs": math.inf}}, "learning.epochs: a number cannot be inf or nan"),
+        (
+            {"members": [{"use": "transformer", "optimizer": {"clip": math.inf}}]},
+            "members.0.optimizer.clip: a number cannot be inf or nan",
+        ),
         ({"topology": {"use": "ring", "from_round": 2}}, "first topology must hold from_round = 1"),
     ],
 )
