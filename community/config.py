@@ -281,7 +281,13 @@ def check_options(
 
     `given` are parameters that the engine fills in. Raises CommunityError naming the place.
     """
-    parameters = inspect.signature(part, eval_str=True).parameters
+    try:
+        parameters = inspect.signature(part, eval_str=True).parameters
+    except NameError as error:
+        raise CommunityError(
+            f"{place}: the options' types cannot be read ({error}); import what annotations name "
+            "where it runs, too, and not under TYPE_CHECKING alone"
+        ) from error
     wanted: dict[str, Any] = {
         name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
         for name, p in parameters.items()

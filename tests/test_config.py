@@ -283,3 +283,11 @@ def test_an_options_limits_are_checked_before_a_run_starts() -> None:
         check_options(TransformerAgent, {"temperature": -1}, "members.ada", FILLED_IN)
     expected = "members.ada: temperature: input should be greater than or equal to 0 (not -1)"
     assert one_line(caught.value) == expected
+
+
+def test_types_that_only_type_checkers_know() -> None:
+    def part(rate: Unheard = 0.1) -> None:  # type: ignore[name-defined]  # noqa: F821
+        del rate
+
+    with pytest.raises(CommunityError, match=r"members.ada: .*'Unheard'.*TYPE_CHECKING"):
+        check_options(part, {}, "members.ada")
