@@ -130,6 +130,12 @@ class LearningSection(Section):
     peers: float = Field(0.0, ge=0, lt=1, description="share of lessons set aside as validation")
     alpha: float = Field(0.05, ge=0, lt=1, description="a fall less likely than this rolls back")
 
+    @model_validator(mode="after")
+    def _half_of_a_batch_is_replay(self) -> LearningSection:
+        if self.replay and self.batch < 2:
+            raise ValueError("replay takes half of a batch, and a batch of 1 has none; raise batch")
+        return self
+
 
 class BudgetSection(Section):
     """A hard stop at a clean point; 0 is no limit."""

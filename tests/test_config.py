@@ -72,6 +72,7 @@ def written(folder: Path, text: str) -> Path:
         ({"run": {"seed": 2**63}}, "run.seed: input should be less than"),
         ({"run": {"seed": -(2**63) - 1}}, "run.seed: input should be greater than or equal to"),
         ({"ranking": {"min_confidence": 1.5}}, "ranking.min_confidence: input should be less"),
+        ({"learning": {"replay": 5, "batch": 1}}, "learning: replay takes half of a batch"),
         ({"learning": {"epochs": math.inf}}, "learning.epochs: a number cannot be inf or nan"),
         (
             {"members": [{"use": "transformer", "optimizer": {"clip": math.inf}}]},
