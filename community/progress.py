@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from community.types import Score
 
 
 class Display:
@@ -61,22 +62,17 @@ class Display:
 
     def result(self, n: int, facts: Mapping[str, Any]) -> None:
         self._bars.update(self._rounds, completed=n, note=self._left())
-        scores = facts["scores"]
-        exact = [s.right / s.total for s in scores if s.solver == "community"]
-        posed = [
-            s.right / s.total
-            for s in scores
-            if s.solver == "community" and s.level == facts["level"]
-        ]
+        exact = [s for s in facts["scores"] if s.solver == "community"]
+        posed = [s for s in exact if s.level == facts["level"]]
         seconds = monotonic() - self._since.get(n, self._begun)
         line = (
             f"round {n}/{self._of or '?'}  level {facts['level']}  "
             f"posed {facts['posed']}  kept {facts['kept']}"
         )
         if exact:
-            line += f"  holdout {fmean(exact):.2f}"
+            line += f"  holdout {_share(exact):.2f}"
         if posed:
-            line += f" (at this level {fmean(posed):.2f})"
+            line += f" (at this level {_share(posed):.2f})"
         if facts["rollbacks"]:
             line += f"  rollbacks {facts['rollbacks']}"
         self.console.print(f"{line}  {seconds:.0f} s", highlight=False, soft_wrap=True)
@@ -89,6 +85,11 @@ class Display:
         spent = monotonic() - self._since[min(finished)]
         left = spent / len(finished) * (self._of - self._n + 1)
         return f"  about {left / 60:.0f} min left" if left >= 90 else f"  about {left:.0f} s left"
+
+
+def _share(scores: Sequence[Score]) -> float:
+    """Right answers of all, as in the report: domains and levels differ in their tasks."""
+    return sum(s.right for s in scores) / sum(s.total for s in scores)
 
 
 class Reading:
