@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from fractions import Fraction
 
 from scipy.stats import binomtest
 
@@ -120,7 +121,8 @@ def studies(
 
 def _steps(study: Study, settings: LearningSection) -> int:
     """As many as the recipe says, or passes over the new lessons, which share batches with old."""
-    return settings.steps or math.ceil(settings.epochs * len(study.lessons) / study.fresh)
+    passes = Fraction(str(settings.epochs))  # the float next to 1.1 may be a step too many
+    return settings.steps or math.ceil(passes * len(study.lessons) / study.fresh)
 
 
 def judged_by_world(

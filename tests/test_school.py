@@ -203,6 +203,8 @@ def test_epochs_are_passes_over_the_new_lessons_whatever_is_rehearsed() -> None:
     mixed = studies(2, taught(64), {"ada": taught(9, round=1)}, settings, 7)["ada"]
     assert (alone.fresh, alone.steps) == (16, 8)
     assert (mixed.fresh, mixed.steps) == (8, 16)
+    decimal = LearningSection(epochs=2.2, batch=16)
+    assert studies(2, taught(400), {}, decimal, 7)["ada"].steps == 55
     fixed = LearningSection(steps=5, batch=16)
     assert studies(2, taught(64), {"ada": taught(9)}, fixed, 7)["ada"].steps == 5
 
