@@ -62,8 +62,11 @@ def play_baselines(folder: Path, how: How) -> None:
 def check_baselines(recipe: Recipe, base: Path) -> None:
     """Raises CommunityError for a baseline that a member cannot play, before anything is played.
 
-    Any member may turn out to be the best at the start.
+    Any member may turn out to be the best at the start. What is wrong with a member anyhow is
+    said as it is, for no baseline is at fault.
     """
+    if recipe.baselines.run:
+        specs_of(recipe, base)
     tables = {id(table): name for name, table in recipe.roster()}  # members of one table are alike
     for kind in recipe.baselines.run:
         for name in tables.values():

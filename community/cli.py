@@ -66,6 +66,8 @@ def run(
     settings = _read(path, rounds, seed, name, pool, workers, sets)
     engine = _engine()
     if dry_run:
+        if baselines:
+            engine.check_baselines(settings, path.parent)
         console.print(engine.plan(settings, path.parent))
         return
     folder = home() / settings.run.name

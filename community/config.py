@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,6 +130,12 @@ class LearningSection(Section):
     peers: float = Field(0.0, ge=0, lt=1, description="share of lessons set aside as validation")
     alpha: float = Field(0.05, ge=0, lt=1, description="a fall less likely than this rolls back")
 
+    @model_validator(mode="after")
+    def _half_of_a_batch_is_replay(self) -> LearningSection:
+        if self.replay and self.batch < 2:
+            raise ValueError("replay takes half of a batch, and a batch of 1 has none; raise batch")
+        return self
+
 
 class BudgetSection(Section):
     """A hard stop at a clean point; 0 is no limit."""
@@ -237,10 +244,24 @@ def _name_of(path: Path) -> str:
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises CommunityError naming the key's place."""
+    if endless := next(_endless(data), ""):
+        raise CommunityError(
+            f"{source}: {endless}: a number cannot be inf or nan here; give another"
+        )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise CommunityError(_explain(error, Recipe, source)) from error
+
+
+def _endless(data: Any, place: str = "") -> Iterator[str]:
+    """Where plain data holds inf or nan, which JSON does not know and no resolved recipe keeps."""
+    if isinstance(data, float) and not math.isfinite(data):
+        yield place
+    elif isinstance(data, Mapping | list | tuple):
+        pairs = data.items() if isinstance(data, Mapping) else enumerate(data)
+        for key, value in pairs:
+            yield from _endless(value, f"{place}.{key}".lstrip("."))
 
 
 def option(description: str, **limits: Any) -> Any:
@@ -266,7 +287,13 @@ def check_options(
 
     `given` are parameters that the engine fills in. Raises CommunityError naming the place.
     """
-    parameters = inspect.signature(part, eval_str=True).parameters
+    try:
+        parameters = inspect.signature(part, eval_str=True).parameters
+    except NameError as error:
+        raise CommunityError(
+            f"{place}: the options' types cannot be read ({error}); import what annotations name "
+            "where it runs, too, and not under TYPE_CHECKING alone"
+        ) from error
     wanted: dict[str, Any] = {
         name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
         for name, p in parameters.items()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from community import __version__
 from community.aside import aside
@@ -15,6 +16,7 @@ from community.cache import cache, making
 from community.config import Member, Recipe
 from community.errors import CommunityError
 from community.members import Members
+from community.plugins import source
 from community.pool import Spec
 from community.school import first_lessons
 from community.types import Arena, Learned, Study, content_hash, seed_of
@@ -28,7 +30,8 @@ def begin(
     """Give every member its first checkpoint; returns what those learned that were taught.
 
     An expert is cached under the hash of all that made it: member, arena, first lessons,
-    seed and this program's version. Where the cache cannot be written, a warning says so.
+    seed, the files that these name, and this program's version. Where the cache cannot be
+    written, a warning says so.
     """
     checkpoints = folder / "checkpoints"
     if not recipe.first.examples:
@@ -77,7 +80,23 @@ def _key(recipe: Recipe, spec: Spec) -> str:
     return content_hash(
         "expert", __version__, spec.name, spec.seed, made_of, recipe.arena.model_dump(mode="json"),
         recipe.first.model_dump(mode="json"), recipe.run.seed, recipe.learning.batch,
+        _files(spec),
     )  # fmt: skip
+
+
+def _files(spec: Spec) -> list[Any]:
+    """What is by now in the files that a recipe only names: of its arena, its agent, its model."""
+    base = Path(spec.base)
+    code = [source("arena", spec.arena, base), source("agent", spec.use, base)]
+    model = str(spec.options.get("model") or "")
+    return [*code, *(_weights(base / model) if model else ())]
+
+
+def _weights(model: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a model: to read whole ones would take too long."""
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(model)), path.stat()) for path in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _table(recipe: Recipe, member: str) -> Member:

@@ -92,7 +92,7 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
     """Who reads whom in round n. Raises CommunityError for an unknown topology or a bad file."""
     schedule = [(t.from_round, t.use, t.options) for t in recipe.topology]
     use, options = at_round(schedule, n)
-    if "path" in options:
+    if isinstance(options.get("path"), str):
         options = {**options, "path": str(base / options["path"])}
     seed = seed_of(recipe.run.seed, "topology")
     use = use if ":" in use else use.replace("-", "_")  # ours are written either way

@@ -13,7 +13,7 @@ from rich.table import Table
 from community.config import Recipe
 from community.folder import check
 from community.parts import arena_of, graph_of, router_of, specs_of
-from community.pool import Spec, Worker
+from community.pool import Spec, Worker, isolate
 from community.types import Arena, Idea, Lesson, Request, Study, Task
 from community.world import posed
 
@@ -67,14 +67,16 @@ def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:
         start = monotonic()
         ideas = _ask(worker, tasks)
         answering = (monotonic() - start) / SAMPLE * recipe.tasks.train * (1 + recipe.run.turns)
+        prompts = {task.id: task.prompt for task in tasks}
         lessons = tuple(
-            Lesson(1, spec.name, t.id, i.id, t.prompt, i.text, "measurement")
-            for t, i in zip(tasks, ideas, strict=False)
+            Lesson(1, spec.name, i.task, i.id, prompts[i.task], i.text, "measurement")
+            for i in ideas
         )
-        start = monotonic()
         settings = recipe.learning
-        if lessons:
-            agent.learn(Study(1, 0, lessons, steps=STEPS, batch=settings.batch))
+        studies = [Study(1, 0, lessons, steps=STEPS, batch=settings.batch)] if lessons else []
+        start = monotonic()
+        # one that cannot learn stays as it is in a run, too
+        isolate(lambda some: [agent.learn(study) for study in some], studies)
         step = (monotonic() - start) / STEPS
     batch = settings.batch / 2 if settings.replay else settings.batch  # as in Study.fresh
     steps = settings.steps or settings.epochs * recipe.tasks.train / batch

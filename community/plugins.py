@@ -55,19 +55,30 @@ def load(kind: Kind, name: str, base: Path | None = None) -> Callable[..., Any]:
     Raises CommunityError for an unknown name, a file or module that is not there or cannot
     be imported, a missing attribute, and a class that is not of the kind asked for.
     """
+    return _named(kind, *_found(kind, name, base))
+
+
+def source(kind: Kind, name: str, base: Path | None = None) -> str:
+    """A hash of the file in which `load` finds a name; raises CommunityError as it does."""
+    _, module = _found(kind, name, base)
+    return content_hash(Path(module.__file__).read_text("utf-8") if module.__file__ else "")
+
+
+def _found(kind: Kind, name: str, base: Path | None) -> tuple[str, ModuleType]:
+    """A name with its module, as `module:attribute`, and that module."""
     where, _, attribute = name.rpartition(":")
     if where.endswith(".py"):
-        return _named(kind, name, _from_file((base or Path()) / Path(where).expanduser()))
+        return name, _from_file((base or Path()) / Path(where).expanduser())
     if where:
-        return _named(kind, name, _from_module(where))
+        return name, _from_module(where)
     ours = _ours(kind)
     if attribute in ours:
         found = ours[attribute]
-        return _named(kind, f"{found.module}:{found.attribute}", _from_module(found.module))
+        return f"{found.module}:{found.attribute}", _from_module(found.module)
     theirs = _theirs(kind)
     if attribute in theirs:
         point = theirs[attribute]
-        return _named(kind, point.value, _from_module(point.module))
+        return point.value, _from_module(point.module)
     raise unknown(kind, name, [*ours, *theirs])
 
 

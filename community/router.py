@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from math import ceil, fsum, sqrt
 from typing import Any
 
@@ -207,7 +208,9 @@ class Router:
             if place and self._trusted(place, by_id[place.idea]):
                 found.append((task, place))
         firmest = sorted(found, key=lambda pair: (-pair[1].confidence, -pair[1].supporters))
-        kept = {task.id for task, _ in firmest[: ceil(self.best * len(found))]}
+        # .55 of 100 are 55: the float next to .55 would round up to 56
+        share = Fraction(str(self.best))
+        kept = {task.id for task, _ in firmest[: ceil(share * len(found))]}
         return [(task, place) for task, place in found if task.id in kept]
 
     def _trusted(self, place: Ranked, winner: Idea) -> bool:

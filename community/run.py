@@ -214,7 +214,7 @@ class Run:
         asked = self.recipe.learning.revalidate and known
         doubted = self._doubted(n, known) if asked else set()
         for lesson in known:
-            if lesson.learner in earlier and lesson.task not in doubted:
+            if lesson.learner in earlier and (lesson.task, lesson.text) not in doubted:
                 earlier[lesson.learner].append(lesson)
         first = self.recipe.first
         taught = min(first.examples, each * n)
@@ -229,14 +229,15 @@ class Run:
             for name in sorted(learners)
         }
 
-    def _doubted(self, n: int, lessons: Sequence[Lesson]) -> set[str]:
-        """Tasks of earlier lessons that most members, asked again, answer otherwise."""
-        texts = {lesson.task: lesson.text for lesson in lessons}
+    def _doubted(self, n: int, lessons: Sequence[Lesson]) -> set[tuple[str, str]]:
+        """(task, text) of earlier lessons that most members, asked again, answer otherwise."""
         by_id = {task.id: task for r in range(1, n) for task in self.tasks("train", r)}
-        answers = {t: answered(self.arena, by_id[t], text) for t, text in texts.items()}
-        teams = dict.fromkeys(self.names, tuple(by_id[t] for t in texts))
+        taught = {(x.task, x.text): answered(self.arena, by_id[x.task], x.text) for x in lessons}
+        asked = dict.fromkeys(task for task, _ in taught)
+        teams = dict.fromkeys(self.names, tuple(by_id[task] for task in asked))
         ideas = self.members.propose(n, teams, samples=1, purpose="revalidate")
-        return school.doubted(ideas, answers)
+        doubted = school.doubted(ideas, {(task, answer) for (task, _), answer in taught.items()})
+        return {(task, text) for (task, text), own in taught.items() if (task, own) in doubted}
 
     def _first_lessons(self, name: str, count: int) -> Sequence[Lesson]:
         """The first `count` of them, made again: they are cheaper to make than to keep."""

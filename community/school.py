@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from fractions import Fraction
 
 from scipy.stats import binomtest
 
@@ -74,16 +75,17 @@ def replay(
     return (*chosen, *rng.sample(list(first), min(len(first), max(each, len(chosen)))))
 
 
-def doubted(ideas: Sequence[Idea], answers: Mapping[str, str]) -> set[str]:
-    """Tasks that more of `ideas` answer otherwise than as `answers` (task -> answer) has it.
+def doubted(ideas: Sequence[Idea], taught: Set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those (task, answer) of `taught` that more of `ideas` contradict than say.
 
-    What a weak crowd once believed is often seen to be wrong by the better one it became.
+    What a weak crowd once believed is often seen to be wrong by the better one it became, which
+    may have taught another answer to the same task since.
     """
-    balance: Counter[str] = Counter()
+    said: dict[str, Counter[str]] = defaultdict(Counter)
     for idea in ideas:
         if idea.answer:
-            balance[idea.task] += 1 if idea.answer != answers[idea.task] else -1
-    return {task for task, excess in balance.items() if excess > 0}
+            said[idea.task][idea.answer] += 1
+    return {(task, own) for task, own in taught if said[task].total() > 2 * said[task][own]}
 
 
 def set_aside(lesson: Lesson, share: float) -> bool:
@@ -119,7 +121,8 @@ def studies(
 
 def _steps(study: Study, settings: LearningSection) -> int:
     """As many as the recipe says, or passes over the new lessons, which share batches with old."""
-    return settings.steps or math.ceil(settings.epochs * len(study.lessons) / study.fresh)
+    passes = Fraction(str(settings.epochs))  # the float next to 1.1 may be a step too many
+    return settings.steps or math.ceil(passes * len(study.lessons) / study.fresh)
 
 
 def judged_by_world(

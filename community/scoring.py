@@ -22,7 +22,8 @@ from community.folder import reopen
 from community.ledger import Ledger
 from community.parts import arena_of, specs_of
 from community.plugins import load
-from community.pool import build
+from community.pool import build, isolate
+from community.replies import ideas_of
 from community.run import exact_match, tasks_of
 from community.types import Arena, Idea, Request, Score, Task
 from community.world import answered
@@ -93,6 +94,9 @@ def _weights(
 
 
 def _answers(agent: Any, tasks: Sequence[Task], arena: Arena) -> dict[str, Idea]:
-    ideas = agent.propose([Request(task, 0, 0, 0, samples=1) for task in tasks])
-    pairs = zip(tasks, ideas, strict=True)
-    return {task.id: replace(idea, answer=answered(arena, task, idea.text)) for task, idea in pairs}
+    """Task id -> the one answer; a task that the agent fails on has none, as in a run."""
+    by_id = {task.id: task for task in tasks}
+    requests = [Request(task, 0, 0, 0, samples=1) for task in tasks]
+    given = isolate(lambda some: ideas_of(agent.name, some, agent.propose(some)), requests)
+    ideas = (item for _, item in given if isinstance(item, Idea))
+    return {i.task: replace(i, answer=answered(arena, by_id[i.task], i.text)) for i in ideas}

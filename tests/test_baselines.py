@@ -103,6 +103,13 @@ def test_a_baseline_that_a_member_cannot_play_is_refused_beforehand() -> None:
         check_baselines(recipe(members=shaped, baselines={"run": ["few-shot"]}), HERE)
 
 
+def test_no_baseline_is_blamed_for_what_is_wrong_without_it() -> None:
+    wrong = recipe(members=[{"name": "ada", "use": "scripted", "eror": 0.1}])
+    assert wrong.baselines.run
+    with pytest.raises(CommunityError, match=r"^members.ada: eror: unknown key; did you mean"):
+        check_baselines(wrong, HERE)
+
+
 def test_shots_are_worked_examples_of_the_train_split() -> None:
     found = recipe(baselines={"shots": 3})
     shots = alone(found, "ada", "few-shot", HERE).members[0].options["shots"]

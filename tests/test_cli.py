@@ -122,6 +122,11 @@ class TestPlaying:
         assert done.code == 0 and "sam-1" in done.out and "complete" in done.out
         assert not (tmp_path / "runs").exists()
 
+    def test_a_dry_run_refuses_the_baselines_that_a_run_refuses(self, tmp_path: Path) -> None:
+        given = [write_recipe(tmp_path, CROWD), "--set", 'baselines.run=["greedy"]', "--dry-run"]
+        assert "cannot play baseline greedy" in community(tmp_path, "run", *given).refused()
+        assert community(tmp_path, "run", *given, "--no-baselines").code == 0
+
     def test_options_override_the_recipe(self, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, CROWD)
         given = ["--name", "x", "--rounds", "1", "--seed", "0", "--set", "tasks.train=5"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def written(folder: Path, text: str) -> Path:
         ({"run": {"seed": 2**63}}, "run.seed: input should be less than"),
         ({"run": {"seed": -(2**63) - 1}}, "run.seed: input should be greater than or equal to"),
         ({"ranking": {"min_confidence": 1.5}}, "ranking.min_confidence: input should be less"),
+        ({"learning": {"replay": 5, "batch": 1}}, "learning: replay takes half of a batch"),
+        ({"learning": {"epochs": math.inf}}, "learning.epochs: a number cannot be inf or nan"),
+        (
+            {"members": [{"use": "transformer", "optimizer": {"clip": math.inf}}]},
+            "members.0.optimizer.clip: a number cannot be inf or nan",
+        ),
         ({"topology": {"use": "ring", "from_round": 2}}, "first topology must hold from_round = 1"),
     ],
 )
@@ -277,3 +284,11 @@ def test_an_options_limits_are_checked_before_a_run_starts() -> None:
         check_options(TransformerAgent, {"temperature": -1}, "members.ada", FILLED_IN)
     expected = "members.ada: temperature: input should be greater than or equal to 0 (not -1)"
     assert one_line(caught.value) == expected
+
+
+def test_types_that_only_type_checkers_know() -> None:
+    def part(rate: Unheard = 0.1) -> None:  # type: ignore[name-defined]  # noqa: F821
+        del rate
+
+    with pytest.raises(CommunityError, match=r"members.ada: .*'Unheard'.*TYPE_CHECKING"):
+        check_options(part, {}, "members.ada")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from command import little_room
+from safetensors.torch import load_file, save_file
+from tiny_models import chat_model
 
 from community import experts
 from community.config import Recipe, parse
@@ -30,9 +32,11 @@ def recipe(**sections: Any) -> Recipe:
     return parse(least | sections)
 
 
-def begin(found: Recipe, folder: Path) -> tuple[dict[str, Learned], dict[str, str]]:
+def begin(
+    found: Recipe, folder: Path, base: Path = HERE
+) -> tuple[dict[str, Learned], dict[str, str]]:
     """What was learned, and the members' checkpoints."""
-    specs, arena = specs_of(found, HERE), arena_of(found, HERE)
+    specs, arena = specs_of(found, base), arena_of(found, base)
     pool = LocalPool(specs, folder / "checkpoints")
     members = Members(pool, [spec.name for spec in specs], arena, found.run.seed)
     return experts.begin(found, specs, members, arena, folder), dict(members.checkpoints)
@@ -81,6 +85,37 @@ def test_whatever_made_them_is_in_the_key(
     _, after = begin(recipe(**sections), tmp_path / "two")
     assert shelves(cache) == 4
     assert not set(before.values()) & set(after.values())
+
+
+TENS = """
+from community.arenas.arithmetic import ArithmeticArena
+
+class Tens(ArithmeticArena):
+    def solve(self, task):
+        return super().solve(task){}
+"""
+
+
+def test_a_file_that_says_something_else_now_makes_others(cache: Path, tmp_path: Path) -> None:
+    found, checkpoints = recipe(arena={"use": "tens.py:Tens"}, members=MEMBERS[:1]), []
+    for folder, text in (("one", TENS.format("")), ("two", TENS.format(' + "0"'))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tens.py").write_text(text)
+        checkpoints.append(begin(found, tmp_path / folder, tmp_path / folder)[1])
+    assert shelves(cache) == 2 and checkpoints[0] != checkpoints[1]
+
+
+def test_a_model_that_is_another_now_makes_others(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tuned = {"name": "ada", "use": "transformer", "model": chat_model(folder)}
+    found, checkpoints = recipe(members=[tuned]), []
+    for run in ("one", "two", "three"):
+        checkpoints.append(begin(found, tmp_path / run)[1])
+        if run == "two":
+            weights = load_file(folder / "model.safetensors")
+            halves = {name: tensor / 2 for name, tensor in weights.items()}
+            save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    assert checkpoints[0] == checkpoints[1] != checkpoints[2] and shelves(cache) == 2
 
 
 def test_only_who_is_new_is_taught(cache: Path, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_a_graph_file_lies_beside_the_recipe(tmp_path: Path) -> None:
     assert "gone.txt" in refusal(
         graph_of, recipe(topology={"use": "file", "path": "gone.txt"}), NAMES, 1, tmp_path
     )
+    wanted = recipe(topology={"use": "file", "path": 5})
+    assert "path of topology file must be a text" in refusal(graph_of, wanted, NAMES, 1, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,12 @@ def test_what_would_keep_the_run_from_starting_is_raised(tmp_path: Path) -> None
         planned(tmp_path, CROWD + '[router]\npolicy = "nobody"\n')
 
 
+def test_a_member_that_cannot_learn_what_it_says_is_planned_with(tmp_path: Path) -> None:
+    """Five characters after the prompt are the most it can say, and leave no place for the end."""
+    short = RECIPE.replace('heads = 2, positions = "restart"', "heads = 2, context = 8")
+    assert "ada" in planned(tmp_path, short.replace("max_tokens = 4", "max_tokens = 5"))
+
+
 def test_members_that_attempt_fewer_tasks_spend_less(tmp_path: Path) -> None:
     every, one = (
         int(planned(tmp_path, CROWD + f"[router]\ntop_k = {k}\n").split("expected: ")[1].split()[0])

@@ -28,8 +28,12 @@ def shown(terminal: bool, n: int = 2, width: int = 120) -> str:
 
 def facts(**others: object) -> dict[str, object]:
     scores = [
-        Score(2, "community", "holdout", "addition", level, right, 4)
-        for level, right in ((1, 4.0), (3, 1.0))
+        Score(2, "community", "holdout", domain, level, right, total)
+        for domain, level, right, total in (
+            ("addition", 1, 4.0, 4),
+            ("addition", 3, 1.0, 4),
+            ("subtraction", 3, 0.0, 2),
+        )
     ]
     return {
         "level": 3,
@@ -44,7 +48,7 @@ def facts(**others: object) -> dict[str, object]:
 def test_a_round_leaves_one_plain_line_where_nobody_watches() -> None:
     (line,) = shown(terminal=False, width=40).splitlines()
     assert re.fullmatch(
-        r"round 2/4  level 3  posed 10  kept 6  holdout 0\.62 \(at this level 0\.25\)"
+        r"round 2/4  level 3  posed 10  kept 6  holdout 0\.50 \(at this level 0\.17\)"
         r"  rollbacks 1  \d+ s",
         line,
     )

@@ -274,6 +274,14 @@ def test_only_the_best_share_of_the_believed_winners_is_taught() -> None:
     assert taught(0.01) == [1.0]
 
 
+def test_a_share_of_the_winners_is_a_decimal_and_not_the_float_next_to_it() -> None:
+    posed = [task(n) for n in range(100)]
+    ideas = [idea(t, "ada", str(t.index)) for t in posed]
+    ranks = [ranking(t, [i], {i.answer: 1.0}) for t, i in zip(posed, ideas, strict=True)]
+    router = Router(MEMBERS, seed=0, policy="author", best=0.55)
+    assert len(router.teach(1, posed, ideas, merged(ranks))) == 55
+
+
 def test_first_answers_decide_what_is_learned_of_a_member() -> None:
     router = Router(MEMBERS, seed=0)
     before = router.skill(T)

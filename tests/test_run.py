@@ -173,9 +173,30 @@ class TestResuming:
             run.members.load(ledger.current_checkpoints())
             asked = [x for xs in run._replays(ledger.round(3)).values() for x in xs if x.round]
             doubted = run._doubted(3, asked)
-            assert asked and not doubted & {x.task for x in asked}
+            assert asked and not doubted & {(x.task, x.text) for x in asked}
             everything = {x.task for x in ledger.lessons(before=3)}
             assert len(everything) > len({x.task for x in asked})
+
+    def test_of_two_lessons_on_a_task_the_doubted_one_is_not_rehearsed(
+        self, tmp_path: Path
+    ) -> None:
+        text = CROWD.replace("rounds = 2", "rounds = 4").replace("train = 8", "train = 40")
+        text = text.replace("error = 0.3", "error = 0.5").replace("[run]", '[run]\nworld = "never"')
+        text += "[ranking]\nmin_confidence = 0.3\n[learning]\nreplay = 100\nrevalidate = true\n"
+        folder = made(tmp_path, text)
+        play(folder, LOCAL)
+        recipe, base = reopen(folder)
+        specs = specs_of(recipe, base)
+        with Ledger.open(folder / "ledger.db") as ledger:
+            pool = LocalPool(specs, folder / "checkpoints")
+            run = Run(recipe, base, folder, ledger, pool, specs, LOCAL)
+            run.members.load(ledger.current_checkpoints())
+            taught = {(x.task, x.text) for x in ledger.lessons(before=4)}
+            kept = {(x.task, x.text) for xs in run._replays(ledger.round(4)).values() for x in xs}
+        tasks = [task for task, _ in taught]
+        twice = {(task, text) for task, text in taught if tasks.count(task) > 1}
+        assert twice & kept and twice - kept
+        assert len({task for task, _ in kept}) == len(kept)
 
     def test_a_finished_run_stays_as_it_is(self, tmp_path: Path) -> None:
         run = made(tmp_path)

@@ -109,8 +109,8 @@ def test_what_most_answer_otherwise_is_doubted() -> None:
 
     ideas = [*say("right", "7", "7", "8"), *say("wrong", "8", "9", "7"), *say("even", "7", "8")]
     ideas += say("silent", "", "", "7")
-    answers = dict.fromkeys(("right", "wrong", "even", "silent", "not asked"), "7")
-    assert doubted(ideas, answers) == {"wrong"}
+    taught = {(task, "7") for task in ("right", "wrong", "even", "silent", "not asked")}
+    assert doubted(ideas, taught | {("right", "8")}) == {("wrong", "7"), ("right", "8")}
 
 
 def test_a_task_is_set_aside_for_everyone_or_no_one() -> None:
@@ -203,6 +203,8 @@ def test_epochs_are_passes_over_the_new_lessons_whatever_is_rehearsed() -> None:
     mixed = studies(2, taught(64), {"ada": taught(9, round=1)}, settings, 7)["ada"]
     assert (alone.fresh, alone.steps) == (16, 8)
     assert (mixed.fresh, mixed.steps) == (8, 16)
+    decimal = LearningSection(epochs=2.2, batch=16)
+    assert studies(2, taught(400), {}, decimal, 7)["ada"].steps == 55
     fixed = LearningSection(steps=5, batch=16)
     assert studies(2, taught(64), {"ada": taught(9)}, fixed, 7)["ada"].steps == 5
 

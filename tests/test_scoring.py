@@ -82,6 +82,21 @@ def test_a_folder_named_as_one_of_its_own_stands_beside_it(
     assert "│ ./start │ tuned[v2] │" in console.file.getvalue().replace("┃", "│")  # type: ignore[attr-defined]
 
 
+def test_a_task_that_is_too_long_is_not_right(tmp_path: Path) -> None:
+    """As in the run: learned positions end at the eighth, and sums of four digits do not."""
+    short = {
+        "holdout_levels = [1, 2]": "holdout_levels = [1, 4]",
+        'heads = 2, positions = "restart"': "heads = 2, context = 8",
+    }
+    path = write_recipe(tmp_path, RECIPE, **short)
+    assert community(tmp_path, "run", path, "--rounds", "0").code == 0
+    run = tmp_path / "runs" / "tiny"
+    with Ledger.open(run / "ledger.db", read_only=True) as ledger:
+        said = [(s.level, s.right, s.total) for s in ledger.scores() if s.solver == "ada"]
+    assert [(s.level, s.right, s.total) for s in score(run, "ada")["start"]][1:] == said[1:]
+    assert said[1] == (4, 0.0, 6)
+
+
 def test_the_command_prints_a_row_for_each_level(played: Path) -> None:
     done = community(played, "score", "tiny", "ada")
     assert done.code == 0
