@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -42,8 +43,8 @@ def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
         raise CommunityError(f"cannot load the model in {folder}: {first}") from error
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
         lacking = "end token" if tokenizer.chat_template else "chat template"
@@ -55,15 +56,25 @@ def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The model with a fresh adapter; only that is trained and saved."""
+    """The model with a fresh adapter; only that is trained and saved.
+
+    Raises CommunityError without peft, and for targets that are not in the model or no matrices.
+    """
     if not find_spec("peft"):
         raise CommunityError('adapters need peft: pip install "modelcommunity[lora]"')
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    # peft's wrapper forwards everything that is used of a PreTrainedModel here
-    return cast(PreTrainedModel, get_peft_model(model, config))
+    try:
+        # peft's wrapper forwards everything that is used of a PreTrainedModel here
+        return cast(PreTrainedModel, get_peft_model(model, config))
+    except (ValueError, re.error) as error:  # a text of targets is a pattern
+        first = str(error).strip().splitlines()[0]
+        raise CommunityError(
+            f"no adapter can be made for targets {adapter.targets!r} ({first}); name matrices of "
+            "the model, such as q_proj, or leave targets out"
+        ) from error
 
 
 def weights_file(folder: Path) -> Path:
