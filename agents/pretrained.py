@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -106,4 +106,20 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         raise CommunityError(OTHER_SHAPE.format(path=path)) from error
     tied = set(model.all_tied_weights_keys)
     if set(missing) - tied or unexpected:
-        raise CommunityError(OTHER_SHAPE.format(path=path))
+        _load_converted(model, path)
+
+
+def _load_converted(model: PreTrainedModel, path: Path) -> None:
+    """The same for a layout of weights that transformers saves and does not compute with, such as
+    one matrix for each expert."""
+    try:
+        # with what was found and what was not beside it, which its type does not say
+        both: Any = type(model).from_pretrained(
+            path.parent, dtype=model.dtype, output_loading_info=True
+        )
+        found, lacking = both
+        if any(lacking.values()):
+            raise ValueError(lacking)
+        model.load_state_dict(found.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CommunityError(OTHER_SHAPE.format(path=path)) from error
