@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -118,7 +119,8 @@ class ChatCodec:
     """A pretrained tokenizer with its chat template.
 
     The system message fixes the answer's format before the first round; worked examples
-    (`shots`) become earlier turns; answers that were read stand in the user's turn.
+    (`shots`) become earlier turns; answers that were read stand in the user's turn. Raises
+    CommunityError if the template does not take them: no question could be asked.
     """
 
     def __init__(
@@ -138,6 +140,13 @@ class ChatCodec:
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": answer},
             ]
+        try:
+            self.prompt("?")
+        except TemplateError as error:
+            raise CommunityError(
+                f"the model cannot be asked: its chat template says {str(error)!r}; leave out "
+                "system and shots where it takes none, or choose another model"
+            ) from error
 
     def prompt(self, text: str, readings: Sequence[Idea] = ()) -> list[int]:
         if readings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -42,8 +43,8 @@ def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
         raise CommunityError(f"cannot load the model in {folder}: {first}") from error
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
         lacking = "end token" if tokenizer.chat_template else "chat template"
@@ -55,15 +56,25 @@ def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The model with a fresh adapter; only that is trained and saved."""
+    """The model with a fresh adapter; only that is trained and saved.
+
+    Raises CommunityError without peft, and for targets that are not in the model or no matrices.
+    """
     if not find_spec("peft"):
         raise CommunityError('adapters need peft: pip install "modelcommunity[lora]"')
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    # peft's wrapper forwards everything that is used of a PreTrainedModel here
-    return cast(PreTrainedModel, get_peft_model(model, config))
+    try:
+        # peft's wrapper forwards everything that is used of a PreTrainedModel here
+        return cast(PreTrainedModel, get_peft_model(model, config))
+    except (ValueError, re.error) as error:  # a text of targets is a pattern
+        first = str(error).strip().splitlines()[0]
+        raise CommunityError(
+            f"no adapter can be made for targets {adapter.targets!r} ({first}); name matrices of "
+            "the model, such as q_proj, or leave targets out"
+        ) from error
 
 
 def weights_file(folder: Path) -> Path:
@@ -95,4 +106,20 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         raise CommunityError(OTHER_SHAPE.format(path=path)) from error
     tied = set(model.all_tied_weights_keys)
     if set(missing) - tied or unexpected:
-        raise CommunityError(OTHER_SHAPE.format(path=path))
+        _load_converted(model, path)
+
+
+def _load_converted(model: PreTrainedModel, path: Path) -> None:
+    """The same for a layout of weights that transformers saves and does not compute with, such as
+    one matrix for each expert."""
+    try:
+        # with what was found and what was not beside it, which its type does not say
+        both: Any = type(model).from_pretrained(
+            path.parent, dtype=model.dtype, output_loading_info=True
+        )
+        found, lacking = both
+        if any(lacking.values()):
+            raise ValueError(lacking)
+        model.load_state_dict(found.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CommunityError(OTHER_SHAPE.format(path=path)) from error

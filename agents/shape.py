@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from community.agents.codec import CharacterCodec, Positions
 from community.agents.decoding import generate, score
@@ -40,6 +40,7 @@ def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
     """A fresh model of that shape. Raises CommunityError for an impossible one."""
     try:
         config = AutoConfig.for_model(shape.family, **_wanted(shape, codec))
+        _refuse_other_sizes(config, shape)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         learned = getattr(getattr(model, "transformer", None), "wpe", None)
         if learned is not None:
@@ -52,6 +53,15 @@ def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
             "another family, such as llama or gpt2"
         ) from error
     return model
+
+
+def _refuse_other_sizes(config: PreTrainedConfig, shape: Shape) -> None:
+    """Raises ValueError for a family that has other words for its sizes: one that reads images,
+    too, would be made as large as it comes, which no memory may hold."""
+    text = config.get_text_config(decoder=True)
+    for word, wanted in (("hidden_size", shape.width), ("num_hidden_layers", shape.depth)):
+        if (own := getattr(text, word, wanted)) != wanted:
+            raise ValueError(f"its {word} would be {own}, whatever the shape says")
 
 
 def _wanted(shape: Shape, codec: CharacterCodec) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class ArithmeticArena:
         reverse: Annotated[bool, option("numbers begin with the least digit")] = False,
         padded: Annotated[bool, option("zeros fill the answer to its greatest width")] = False,
     ) -> None:
+        if not operations:
+            raise CommunityError("the arithmetic arena has no operations; name at least one")
         for operation in operations:
             if operation not in SIGNS:
                 raise unknown("operation", operation, SIGNS)

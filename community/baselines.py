@@ -3,7 +3,8 @@
 Each baseline is a run of its own, of a recipe made from the community's, below `baselines/`:
 
 - self-consistency: it teaches itself; every other rule stays. It gets the tasks and the
-  training of all members, so tokens are equal.
+  training of all members, so tokens are equal unless these talk to each other (`turns`) or
+  `top_k` leaves them fewer answers than lessons; the report says how they compare.
 - no-filter: the same, but it believes whatever it says, and nothing is rolled back.
 - greedy, few-shot, majority: it does not learn. Few-shot has worked examples in its prompt;
   majority takes as many samples as all members together.

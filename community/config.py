@@ -161,7 +161,7 @@ class Recipe(Section):
     tasks: TasksSection = TasksSection()
     first: FirstSection = FirstSection()
     members: tuple[Member, ...] = Field(min_length=1)
-    topology: tuple[TopologySection, ...] = (TopologySection(),)
+    topology: tuple[TopologySection, ...] = Field((TopologySection(),), min_length=1)
     judging: JudgingSection = JudgingSection()
     ranking: RankingSection = RankingSection()
     router: RouterSection = RouterSection()

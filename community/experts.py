@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,27 @@ def begin(
     known = {name: found for name, shelf in shelves.items() if (found := _shelved(shelf))}
     for name, (_, checkpoint) in known.items():
         _copy(shelves[name] / checkpoint, checkpoints / checkpoint)
-    members.load({name: checkpoint for name, (_, checkpoint) in known.items()})
+    damaged = _taken(members, {name: checkpoint for name, (_, checkpoint) in known.items()})
+    for name in damaged:
+        shutil.rmtree(checkpoints / known.pop(name)[1], ignore_errors=True)
     wanted = [name for name in shelves if name not in known]
     learned = members.learn(_studies(recipe, arena, members, wanted), "first lessons")
     for name, (fresh, checkpoint) in learned.items():
+        if name in damaged:
+            shutil.rmtree(shelves[name], ignore_errors=True)
         _shelve(checkpoints / checkpoint, shelves[name], fresh)
     return {name: both[0] for name, both in (known | learned).items()}
+
+
+def _taken(members: Members, checkpoints: Mapping[str, str]) -> list[str]:
+    """Whose checkpoint from the cache is damaged: it would keep every run from starting."""
+    try:
+        members.load(checkpoints)
+    except CommunityError:
+        if len(checkpoints) == 1:
+            return list(checkpoints)
+        return [x for name, id_ in checkpoints.items() for x in _taken(members, {name: id_})]
+    return []
 
 
 def _studies(

@@ -179,3 +179,8 @@ def test_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="not a task"):
         ArithmeticArena().solve(Task("1+1", "arithmetic", "addition", 1, "train", 0, 0))
     assert ArithmeticArena().domain("what is 1+1?") == ""
+
+
+def test_an_arena_of_no_operation() -> None:
+    with pytest.raises(CommunityError, match="name at least one"):
+        ArithmeticArena(operations=[])

@@ -97,3 +97,12 @@ def test_a_chat_answer_ends_and_reads_back() -> None:
     assert codec.text(codec.answer("be brief")) == "be brief"
     assert codec.pad == codec.end  # this tokenizer has no padding of its own
     assert codec.positions([1, 2]) is None
+
+
+@pytest.mark.parametrize("refusal", ["raise_exception('no system')", "nope("])
+def test_a_template_that_does_not_take_a_system_message(refusal: str) -> None:
+    tokenizer = chat_tokenizer()
+    own = "{% if messages[0].role == 'system' %}{{ " + refusal + " }}{% endif %}"
+    tokenizer.chat_template = own + str(tokenizer.chat_template)
+    with pytest.raises(CommunityError, match="its chat template says"):
+        ChatCodec(tokenizer, system="be brief")

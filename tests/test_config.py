@@ -78,6 +78,7 @@ def written(folder: Path, text: str) -> Path:
             {"members": [{"use": "transformer", "optimizer": {"clip": math.inf}}]},
             "members.0.optimizer.clip: a number cannot be inf or nan",
         ),
+        ({"topology": []}, "recipe: topology: "),
         ({"topology": {"use": "ring", "from_round": 2}}, "first topology must hold from_round = 1"),
     ],
 )

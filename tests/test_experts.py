@@ -134,6 +134,18 @@ def test_a_shelf_that_lost_its_checkpoint_is_filled_again(cache: Path, tmp_path:
     assert begin(recipe(), tmp_path / "three") == first
 
 
+def test_an_expert_that_was_damaged_on_its_shelf_is_taught_again(
+    cache: Path, tmp_path: Path
+) -> None:
+    first = begin(recipe(), tmp_path / "one")
+    (weights,) = (cache / "experts").glob(f"*/{first[1]['bo']}/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert begin(recipe(), tmp_path / "two") == first
+    assert weights.read_bytes() == whole and shelves(cache) == 2
+    assert begin(recipe(), tmp_path / "three") == first
+
+
 def test_a_cache_that_cannot_be_written_keeps_no_run_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,6 +316,16 @@ def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
         agent.load(tmp_path / "checkpoints", foreign)
 
 
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed (extra: lora)")
+@pytest.mark.parametrize("targets", ["nope", "[", ("nope",), (), ("norm",)], ids=str)
+def test_an_adapter_for_what_is_no_matrix_of_the_model(
+    targets: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(CommunityError, match="no adapter can be made for targets") as caught:
+        chatty(tmp_path / "model", adapter=Adapter(targets=targets))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("lost", "reason"), [("chat_template", "no chat template"), ("eos_token", "no end token")]
 )
@@ -332,10 +342,17 @@ def test_a_model_that_is_not_made_for_chat_is_refused(
         chatty(folder)
 
 
-def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["config", "weights", "sizes"])
+def test_a_model_that_cannot_be_read_is_one_line(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     chat_model(folder)
-    (folder / "config.json").write_text('{"model_type": "nonsense"}')
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if damage == "config":
+        config.write_text('{"model_type": "nonsense"}')
+    elif damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:200])
+    else:
+        config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
     with pytest.raises(CommunityError) as caught:
         chatty(folder)
     assert "cannot load the model" in str(caught.value) and "\n" not in str(caught.value)
