@@ -154,7 +154,8 @@ def compiled(name: str, flags: tuple[str, ...] = ()) -> Path:
     """
     command = compiler()
     if command is None:
-        raise BuildError("no C compiler (gcc, clang or cc) is on the path")
+        named = os.environ.get("CC") or "gcc, clang or cc"
+        raise BuildError(f"no C compiler ({named}) is on the path")
     flags = (*FLAGS, *_machine_flags(), *flags)
     facts = (flags, _version(command), _processor())
     return kept(f"{name}.c", ".so", facts, lambda part: _compile(command, flags, name, part))

@@ -139,7 +139,7 @@ def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
     if logits.dtype not in DTYPES:
         raise ValueError(f"logits must be of a floating dtype; got {logits.dtype}")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= shape[1]:
-        raise ValueError(f"k is {k}, and must be from 1 to {shape[1]}, the experts")
+        raise ValueError(f"k is {k!r}, and must be an int from 1 to {shape[1]}, the experts")
     if scoring not in SCORINGS:
         raise ValueError(f"scoring is {scoring!r}, and must be one of {', '.join(SCORINGS)}")
     if bias is None:

@@ -14,8 +14,10 @@
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
 typedef float four __attribute__((ext_vector_type(4), aligned(4)));
 typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
+typedef u32 vecu __attribute__((ext_vector_type(LANES), aligned(4)));
 #define BITS(v) __builtin_astype((v), veci) /* of floats, and floats of bits */
 #define FLOATS(v) __builtin_astype((v), vec)
+#define UNSIGNED(v) __builtin_astype((v), vecu)
 #define ALLI(s) ((veci)(s))
 #define EXP(x) exp((float)(x))
 #define LOG(x) log((float)(x))
@@ -23,8 +25,10 @@ typedef u16 halves __attribute__((ext_vector_type(LANES), aligned(2)));
 #else
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef u16 halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef u32 vecu __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 #define BITS(v) ((veci)(v))
 #define FLOATS(v) ((vec)(v))
+#define UNSIGNED(v) ((vecu)(v))
 #define ALLI(s) ((s) - (veci){0})
 #define EXP(x) expf(x)
 #define LOG(x) logf(x)
@@ -129,7 +133,8 @@ INLINE vec exponential(vec x) {
     return (vec)_mm512_maskz_scalef_ps(normal, (__m512)p, rounded);
 #else
     veci tiny = x < ALL(-87.0f);
-    return FLOATS((BITS(p) + (BITS(shifted) << 23)) & ~tiny);
+    /* unsigned: in a lane that is tiny the sum goes anywhere */
+    return FLOATS((UNSIGNED(p) + (UNSIGNED(shifted) << 23)) & UNSIGNED(~tiny));
 #endif
 }
 

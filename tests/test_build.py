@@ -151,6 +151,8 @@ def test_no_compiler_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -
         warnings.simplefilter("error")
         name, why = chosen.backend("cpu")
     assert name == "opencl" or (name == "reference" and "no C compiler" in why)
+    with pytest.raises(build.BuildError, match="no-such-compiler"):
+        build.compiled("probe")
 
 
 def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -248,7 +249,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     r"\(tokens, experts\); got \(4,\)": (L[0], 2),
     r"\(tokens, experts\); got \(6, 0\)": (L[:, :0], 1),
     "floating dtype; got torch.int64": (L.long(), 2),
-    "k is 5, and must be from 1 to 4": (L, 5),
+    "k is 5, and must be an int from 1 to 4": (L, 5),
+    r"k is (np.int64\()?2\)?, and must be an int": (L, np.int64(2)),
     "k is 0": (L, 0),
     "k is 1.0": (L, 1.0),
     "scoring is 'max'": (L, 2, None, "max"),
