@@ -13,7 +13,7 @@ from community.kernels import build
 
 
 def assert_clean(script: str) -> None:
-    """Run a script that compiles kernels with sanitizers and prints "clean" at its end.
+    """Run a script that compiles a `program` of kernels with sanitizers and calls some of them.
 
     It may import the modules of this folder. Skips without a compiler or its sanitizers.
     """
@@ -25,8 +25,10 @@ def assert_clean(script: str) -> None:
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer")
     given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    # a test that gives its program to nobody would pass whatever the source did
+    ended = f"{script}\nassert program._kernels, 'no kernel was called'\nprint('clean')\n"
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", ended],
         cwd=Path(__file__).parent,
         env=given,
         capture_output=True,

@@ -342,7 +342,6 @@ for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 300, 24, 16), (1, 2, 1, 3, 70
         mask = torch.zeros(sizes[3], sizes[4])
         mask[:, sizes[4] // 2 :] = hiding
         t.results(t.attention, inputs, torch.float32, mask=mask)
-print("clean")
 """
 
 

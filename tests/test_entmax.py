@@ -281,7 +281,6 @@ for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 70, 24, 16), (1, 2, 1, 70, 33
                 options = {"causal": causal, "alpha": alpha, **more}
                 t.results(t.entmax_attention, inputs, torch.float32, **options)
         t.module._rows(torch.randn(3, sizes[4]), alpha)
-print("clean")
 """
 
 

@@ -203,7 +203,6 @@ for counts in ([1], [0, 5, 2], [4, 0], [9, 1, 1, 3]):
             inputs = t.made(counts, *widths, True, dtype)
             assert t.module._few(inputs[0], inputs[2], sum(n > 0 for n in counts))
             t.expert_mlp(*inputs)
-print("clean")
 """
 
 

@@ -607,7 +607,6 @@ for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
 for row in ([3, 4], 150 * [5]):  # nothing to score, in a pass or at all
     t.LanguageModel(t.llama(), program).score([row], None, [len(row)])
     t.LanguageModel(t.llama(), program).generate([row], [row[::-1]], None, 9, None)
-print("clean")
 """
 
 

@@ -195,7 +195,6 @@ for shape in ((1,), (255,), (256,), (1000, 7)):
         assert torch.equal(t.bits(back), t.bits(tensor))
         into = torch.empty_like(tensor)
         assert torch.equal(t.bits(t.lossless._decompress(data, program, into)), t.bits(tensor))
-print("clean")
 """
 
 

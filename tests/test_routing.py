@@ -371,7 +371,6 @@ for bad in (-1, 5, 2**40):
             routing.arranged(torch.tensor([[bad]]), torch.ones(1, 1), 5)
         except ValueError:
             pass
-print("clean")
 """
 
 

@@ -418,7 +418,6 @@ for make in t.MODELS.values():
             trainer = t.Trainer(model, program, *t.examples(), muon=names)
             for _ in range(2):
                 trainer.step(*t.batch(), 1e-3, 1e-3)
-print("clean")
 """
 
 
