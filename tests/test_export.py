@@ -291,6 +291,10 @@ class TestFilters:
             self.rows(tmp_path, choice=Choice(min_strength=9.0))
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
+    def test_more_winners_than_there_are_ideas_are_all_of_them(self, tmp_path: Path) -> None:
+        counts, _ = self.rows(tmp_path, "kto", choice=Choice(winners=10**12))
+        assert counts.ideas == 8 and counts.total == 8
+
     @pytest.mark.parametrize(
         ("given", "rounds"),
         [("", (0, None)), ("3", (3, 3)), ("3-7", (3, 7)), ("3-", (3, None))],
