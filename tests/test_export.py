@@ -302,7 +302,7 @@ class TestFilters:
     def test_rounds(self, given: str, rounds: tuple[int, int | None]) -> None:
         assert rounds_of(given) == rounds
 
-    @pytest.mark.parametrize("given", ["x", "-3", "3-x", "3-4-5", "1.5"])
+    @pytest.mark.parametrize("given", ["x", "-3", "3-x", "3-4-5", "1.5", "9" * 19, "1-" + "9" * 19])
     def test_bad_rounds(self, given: str) -> None:
         with pytest.raises(CommunityError, match="3, 3-7 or 3-"):
             rounds_of(given)
