@@ -398,12 +398,18 @@ class TestDecontamination:
         assert overlap.seen(["x", f"so, {' '.join(words[3:8]).upper()}!"])
         assert not overlap.seen(["x", f"so, {' '.join(words[3:7])} and then"])
 
+    def test_numbers_of_any_length(self, tmp_path: Path) -> None:
+        test = tmp_path / "test.jsonl"
+        test.write_text('{"prompt": "two and two", "answer": ' + "9" * 5000 + "}")
+        assert Overlap(test).seen(["Two and two?", "4"])
+
     @pytest.mark.parametrize(
         ("name", "content", "named"),
         [
             ("no.txt", None, "No such file"),
             ("empty.txt", b"\n \n", "holds no text"),
             ("bad.jsonl", b'{"a": "b"}\n{', "line 2 of"),
+            ("deep.jsonl", b"[" * 100_000, "line 1 of .* nested too deeply"),
             ("latin.txt", b"\xe9\xff", "UTF-8"),
         ],
     )
