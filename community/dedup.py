@@ -138,9 +138,11 @@ def _texts(path: Path) -> Iterator[str]:
 
 def _parsed(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_int=float)  # of which Python reads any number of digits
     except json.JSONDecodeError as error:
         raise CommunityError(f"line {number} of {path} is not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise CommunityError(f"line {number} of {path} is nested too deeply") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -112,7 +112,7 @@ def labelled(task: Posed, choice: Choice, dropped: Counter[str]) -> Iterator[Dra
     order = _ranked(task)
     good: list[Candidate] = []
     bad: list[Candidate] = []
-    for _ in range(choice.winners):
+    for _ in range(min(choice.winners, len(order))):
         left = [i for i in order if i not in good and i not in bad]
         good += [i for i in left if i.right is not False][:1]
         lost = (i for i in reversed(left) if i not in good)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 
-from community.errors import unknown
+from community.errors import CommunityError, unknown
 from community.evidence import (
     AUTHOR,
     JUDGE,
@@ -113,16 +113,33 @@ def rank(
     lowest strength of their task, component -1 and no comparisons. Strengths are centred within
     each component.
 
-    CommunityError for an unknown method; see `gather` for what else can be wrong.
+    CommunityError for an unknown method, and where one of one's own gives anything but a finite
+    number for each answer; see `gather` for what else can be wrong.
     """
     if own is None and method not in METHODS:
         raise unknown("ranking method", method, METHODS)
     evidence = gather(ideas, verdicts)
     fit = (own or METHODS[method])(evidence, trust or {})
+    if own is not None:
+        _check(fit, len(evidence.items), method)
     component = evidence.component()
     split = len(np.unique(evidence.task[component > 0]))
     entries = _entries(ideas, evidence, fit, component.tolist())
     return Ranking(method, entries, fit.reliability, disconnected=split)
+
+
+def _check(fit: Fit, items: int, method: str) -> None:
+    """Raises CommunityError for numbers that cannot be put in order, or are not one an answer.
+
+    A strength of NaN would have any place, and be 0 in sums.
+    """
+    given = {name: getattr(fit, name) for name in ("strength", "low", "high", "confidence")}
+    for name, values in given.items():
+        if np.shape(values) != (items,) or not np.isfinite(values).all():
+            raise CommunityError(
+                f"{name} of the ranker {method} is not one finite number for each of {items} "
+                "answers; without an interval, low and high are the strength"
+            )
 
 
 def _entries(

@@ -56,7 +56,7 @@ def rounds_of(text: str) -> tuple[int, int | None]:
     """`3`, `3-7`, `3-` or nothing -> the first and the last round; None is the run's last."""
     if not text:
         return 0, None
-    found = re.fullmatch(r"(\d+)(-(\d*))?", text)
+    found = re.fullmatch(r"(\d{1,18})(-(\d{0,18}))?", text)  # what a database holds
     if not found:
         raise CommunityError(f"rounds are given as 3, 3-7 or 3-, not {text!r}")
     first, dash, last = found.groups()

@@ -291,6 +291,10 @@ class TestFilters:
             self.rows(tmp_path, choice=Choice(min_strength=9.0))
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
+    def test_more_winners_than_there_are_ideas_are_all_of_them(self, tmp_path: Path) -> None:
+        counts, _ = self.rows(tmp_path, "kto", choice=Choice(winners=10**12))
+        assert counts.ideas == 8 and counts.total == 8
+
     @pytest.mark.parametrize(
         ("given", "rounds"),
         [("", (0, None)), ("3", (3, 3)), ("3-7", (3, 7)), ("3-", (3, None))],
@@ -298,7 +302,7 @@ class TestFilters:
     def test_rounds(self, given: str, rounds: tuple[int, int | None]) -> None:
         assert rounds_of(given) == rounds
 
-    @pytest.mark.parametrize("given", ["x", "-3", "3-x", "3-4-5", "1.5"])
+    @pytest.mark.parametrize("given", ["x", "-3", "3-x", "3-4-5", "1.5", "9" * 19, "1-" + "9" * 19])
     def test_bad_rounds(self, given: str) -> None:
         with pytest.raises(CommunityError, match="3, 3-7 or 3-"):
             rounds_of(given)
@@ -394,12 +398,18 @@ class TestDecontamination:
         assert overlap.seen(["x", f"so, {' '.join(words[3:8]).upper()}!"])
         assert not overlap.seen(["x", f"so, {' '.join(words[3:7])} and then"])
 
+    def test_numbers_of_any_length(self, tmp_path: Path) -> None:
+        test = tmp_path / "test.jsonl"
+        test.write_text('{"prompt": "two and two", "answer": ' + "9" * 5000 + "}")
+        assert Overlap(test).seen(["Two and two?", "4"])
+
     @pytest.mark.parametrize(
         ("name", "content", "named"),
         [
             ("no.txt", None, "No such file"),
             ("empty.txt", b"\n \n", "holds no text"),
             ("bad.jsonl", b'{"a": "b"}\n{', "line 2 of"),
+            ("deep.jsonl", b"[" * 100_000, "line 1 of .* nested too deeply"),
             ("latin.txt", b"\xe9\xff", "UTF-8"),
         ],
     )

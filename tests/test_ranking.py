@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import choix
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from community.bench.ranking import Trial, coverage, simulate, small_tasks
 from community.errors import CommunityError
-from community.ranking import METHODS, pairings, rank
+from community.evidence import Evidence
+from community.ranking import METHODS, Fit, pairings, rank
 from community.types import WORLD, Idea, Ranked, Ranking, Verdict
 
 ONE_AUTHOR = "author"
@@ -334,3 +336,16 @@ def test_what_is_wrong_is_said() -> None:
         rank([a], [beats("j", a, b)])
     with pytest.raises(ValueError, match="two tasks"):
         rank([a, *items(1, "u")], [beats("j", a, items(1, "u")[0])])
+
+
+@pytest.mark.parametrize("name", ["strength", "low", "high", "confidence"])
+@pytest.mark.parametrize("values", [[1.0, np.nan], [np.inf, 0.0], [1.0]])
+def test_a_ranker_of_ones_own_has_a_finite_number_for_each_answer(
+    name: str, values: list[float]
+) -> None:
+    def mine(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
+        half = np.full(len(evidence.items), 0.5)
+        return replace(Fit(half, half, half, half, {}), **{name: np.array(values)})
+
+    with pytest.raises(CommunityError, match=f"{name} of the ranker mine:mine is not one finite"):
+        rank(items(2), [], "mine:mine", own=mine)
