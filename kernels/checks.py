@@ -14,7 +14,8 @@ from community.kernels.tracing import known, remember, traced
 
 HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*HALVES, torch.float32, torch.float64)
-_NO_TEMPERATURE = "temperature must be positive and finite"
+_TEMPERATURES = (1e-30, 1e30)  # beyond, scale / temperature may leave float32
+_NO_TEMPERATURE = "temperature must be positive and finite: between 1e-30 and 1e30"
 
 
 def check(
@@ -74,11 +75,16 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
         if traced(temperature) or known(temperature):
             return
         # one number a head: quicker read than compared by four operations
-        if all(0 < x < math.inf for x in temperature.view(-1).tolist()):
+        if all(_is_temperature(x) for x in temperature.view(-1).tolist()):
             return remember(temperature)
-    elif temperature is None or 0 < temperature < math.inf:
+    elif temperature is None or _is_temperature(temperature):
         return
     raise ValueError(_NO_TEMPERATURE)
+
+
+def _is_temperature(x: float) -> bool:
+    least, most = _TEMPERATURES
+    return least <= x <= most
 
 
 def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:

@@ -224,6 +224,8 @@ BAD: dict[str, tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]] = {
     "at least one": ((X, X[:, :, :0], X[:, :, :0]), {}),
     "positive and finite": ((X, X, X), {"temperature": torch.tensor(torch.nan)}),
     "must be positive": ((X, X, X), {"temperature": 0.0}),
+    "between 1e-30": ((X, X, X), {"temperature": 1e-40}),
+    "and 1e30": ((X, X, X), {"temperature": torch.tensor([1.0, 1e31, 1.0, 1.0])}),
     "shape \\(3,\\)": ((X, X, X), {"temperature": torch.ones(3)}),
     "scale": ((X, X, X), {"scale": -1.0}),
     "between 1 and 6": ((X, X, X), {"lengths": torch.tensor([0, 3])}),
