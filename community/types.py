@@ -330,7 +330,7 @@ class Arena(Protocol):
         ...
 
     def verify(self, task: Task, idea: Idea) -> float | None:
-        """1.0 right, 0.0 wrong, None where the world cannot tell."""
+        """1.0 right, 0.0 wrong, None where the world cannot tell (on a holdout: not right)."""
         ...
 
     def answer(self, task: Task, text: str) -> str:
