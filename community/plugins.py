@@ -61,7 +61,7 @@ def load(kind: Kind, name: str, base: Path | None = None) -> Callable[..., Any]:
 def source(kind: Kind, name: str, base: Path | None = None) -> str:
     """A hash of the file in which `load` finds a name; raises CommunityError as it does."""
     _, module = _found(kind, name, base)
-    return content_hash(Path(module.__file__).read_text("utf-8") if module.__file__ else "")
+    return content_hash(Path(module.__file__).read_bytes().hex() if module.__file__ else "")
 
 
 def _found(kind: Kind, name: str, base: Path | None) -> tuple[str, ModuleType]:
