@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from community.config import Section
 from community.errors import CommunityError
@@ -112,10 +113,13 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
 def _load_converted(model: PreTrainedModel, path: Path) -> None:
     """The same for a layout of weights that transformers saves and does not compute with, such as
     one matrix for each expert."""
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # of weights of another shape it would list every name
     try:
-        # with what was found and what was not beside it, which its type does not say
+        # of the model's own sizes, whatever the folder says; with what was not found beside it,
+        # which its type does not say
         both: Any = type(model).from_pretrained(
-            path.parent, dtype=model.dtype, output_loading_info=True
+            path.parent, config=model.config, dtype=model.dtype, output_loading_info=True
         )
         found, lacking = both
         if any(lacking.values()):
@@ -123,3 +127,5 @@ def _load_converted(model: PreTrainedModel, path: Path) -> None:
         model.load_state_dict(found.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
         raise CommunityError(OTHER_SHAPE.format(path=path)) from error
+    finally:
+        logging.set_verbosity(said)

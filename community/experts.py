@@ -104,12 +104,12 @@ def _files(spec: Spec) -> list[Any]:
     base = Path(spec.base)
     code = [source("arena", spec.arena, base), source("agent", spec.use, base)]
     model = str(spec.options.get("model") or "")
-    return [*code, *(_weights(base / model) if model else ())]
+    return [*code, *(_weights(base / Path(model).expanduser()) if model else ())]
 
 
 def _weights(model: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of each file of a model: to read whole ones would take too long."""
-    files = sorted(path for path in model.rglob("*") if path.is_file())
+    files = sorted(path for path in (model, *model.rglob("*")) if path.is_file())
     stats = [(str(path.relative_to(model)), path.stat()) for path in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 

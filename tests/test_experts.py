@@ -118,6 +118,13 @@ def test_a_model_that_is_another_now_makes_others(cache: Path, tmp_path: Path) -
     assert checkpoints[0] == checkpoints[1] != checkpoints[2] and shelves(cache) == 2
 
 
+def test_a_model_in_one_file_is_in_the_key_too(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"one")
+    before = experts._weights(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"another")
+    assert before and experts._weights(tmp_path / "model.gguf") != before
+
+
 def test_only_who_is_new_is_taught(cache: Path, tmp_path: Path) -> None:
     _, before = begin(recipe(), tmp_path / "one")
     other = [MEMBERS[0], MEMBERS[1] | {"shape": SHAPE}]

@@ -22,7 +22,7 @@ def test_families_whose_own_heads_fit_no_small_model(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen2"])
 def test_a_checkpoint_is_taken_whatever_layout_transformers_saves(
-    family: str, tmp_path: Path
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     agent = member(shape=Shape(family=family, width=16, heads=2, depth=1))
     before = {name: p.clone() for name, p in agent.model.named_parameters()}
@@ -34,6 +34,7 @@ def test_a_checkpoint_is_taken_whatever_layout_transformers_saves(
     other = member(shape=Shape(family=family, width=16, heads=2, depth=2)).save(tmp_path)
     with pytest.raises(CommunityError, match="of another shape"):
         agent.load(tmp_path, other)
+    assert "Loading" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("family", "inner"), [("llama", "mlp.up_proj"), ("opt", "fc1")])

@@ -120,12 +120,13 @@ def test_a_damaged_checkpoint_is_refused(harm: str, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_checkpoint_of_another_shape_is_refused(
-    shape: Shape, turned: bool, tmp_path: Path
+    shape: Shape, turned: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mine, theirs = (shape, SHAPE) if turned else (SHAPE, shape)
     foreign = member(shape=theirs).save(tmp_path)
     with pytest.raises(CommunityError, match=r"model.safetensors (does not fit|belongs to)"):
         member(shape=mine).load(tmp_path, foreign)
+    assert capfd.readouterr() == ("", ""), "all that is said is in the one line"
 
 
 def test_it_judges_by_what_it_finds_probable() -> None:
