@@ -14,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from community import config, doctor, outputs, plugins
 from community.errors import CommunityError
@@ -29,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False, emoji=False)  # runs, domains and folders may hold brackets
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's path, or the name of a shipped one.")
@@ -102,10 +102,10 @@ def runs() -> None:
     table = Table("run", "recipe seed", "rounds", "ideas", "lessons", "tokens", "seconds")
     for path in sorted(home().glob("[!.]*/ledger.db")):
         try:
-            table.add_row(escape(path.parent.name), *_row(path))
+            table.add_row(path.parent.name, *_row(path))
         except CommunityError:  # one that is damaged must not hide the others
-            table.add_row(escape(path.parent.name), "damaged")
-    console.print(table if table.row_count else f"there are no runs in {escape(str(home()))} yet")
+            table.add_row(path.parent.name, "damaged")
+    console.print(table if table.row_count else f"there are no runs in {home()} yet")
 
 
 @app.command()
@@ -179,11 +179,11 @@ def list_() -> None:
         (kind, plugins.available(kind)) for kind in ("agent", "arena", "topology", "ranker")
     ]
     for kind, found in [*kinds, ("recipe", plugins.recipes())]:
-        console.print(f"[bold]{plugins.PLURAL.get(kind, 'recipes')}[/bold]")
+        console.print(plugins.PLURAL.get(kind, "recipes"), style="bold")
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)
         for name, line in found.items():
-            table.add_row(escape(f"  {name}"), escape(line))
+            table.add_row(f"  {name}", line)
         console.print(table)
 
 
@@ -199,11 +199,11 @@ def verify(run: RunArgument) -> None:
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
         problems = ledger.verify()
     for problem in problems:
-        console.print(f"[red]problem[/red] {escape(problem)}", highlight=False)
+        console.print(Text.assemble(("problem", "red"), f" {problem}"))
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise CommunityError(f"the ledger of {run} has {count}; see above")
-    console.print(f"the ledger of {escape(run)} is sound")
+    console.print(f"the ledger of {run} is sound")
 
 
 @app.command(name="hash")
@@ -292,8 +292,7 @@ def _go(folder: Path, pool: str, workers: int, address: str, baselines: bool) ->
     console.print(engine.render(engine.write(folder)))
     if early:
         console.print(early, highlight=False)
-    place = escape(str(folder))
-    console.print(f"report, plots and ledger are in {place}", highlight=False, soft_wrap=True)
+    console.print(f"report, plots and ledger are in {folder}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

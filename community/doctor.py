@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from community.cache import cache
 from community.packaged import PACKAGED, weights
@@ -82,9 +82,9 @@ def render(found: Iterable[Check]) -> Table:
     """The checks as a table: what is there, and what the missing ones are wanted for."""
     table = Table("", "what", "there", "missing for", box=None, pad_edge=False)
     for check in found:
-        mark = "[green]yes[/]" if check.ok else "[yellow]no[/]"
+        mark = Text("yes", "green") if check.ok else Text("no", "yellow")
         texts = (check.name, check.there, "" if check.ok else check.missing)
-        table.add_row(mark, *map(escape, texts))
+        table.add_row(mark, *map(Text, texts))
     return table
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from time import monotonic
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from community.config import Recipe
@@ -43,13 +42,13 @@ def plan(recipe: Recipe, base: Path) -> Group:
         used, took = (share * x for x in measured[kind])
         tokens, seconds = tokens + used, seconds + took
         reads = str(graph.out_degree(spec.name))
-        table.add_row(spec.name, escape(spec.use), reads, f"{used:,.0f}", f"{took:.1f}")
+        table.add_row(spec.name, spec.use, reads, f"{used:,.0f}", f"{took:.1f}")
     workers = recipe.run.workers if recipe.run.pool == "ray" else 1
     rounds = recipe.run.rounds
     total = seconds * rounds / min(workers, len(specs))
     return Group(
         table,
-        f"topology {escape(recipe.topology[0].use)}, {graph.number_of_edges()} edges; "
+        f"topology {recipe.topology[0].use}, {graph.number_of_edges()} edges; "
         f"{recipe.tasks.train} tasks a round, {rounds} rounds, world speaks: {recipe.run.world}",
         f"expected: {tokens * rounds:,.0f} tokens generated, about {total / 60:.1f} minutes of "
         f"answering and learning with {workers} workers"

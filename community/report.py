@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -66,7 +65,7 @@ def render(facts: Facts) -> RenderableType:
     happened = Text(" ".join(facts["what_happened"]))
     shown = (_round_table, _holdout_table, _member_table, _topology_table)
     tables = [_rich(table) for make in shown if (table := make(facts)).rows]
-    title = Text.from_markup(f"[bold]{escape(facts['name'])}[/bold], seed {facts['seed']}")
+    title = Text.assemble((facts["name"], "bold"), f", seed {facts['seed']}")
     return Group(title, happened, Text(facts["world_says"], style="dim"), *tables)
 
 
@@ -291,7 +290,7 @@ def _rich(table: Table) -> RenderableType:
     )
     shown = [i for i, name in enumerate(table.head) if name not in table.wide]
     for i in shown:
-        found.add_column(escape(table.head[i]), justify="right" if i else "left", no_wrap=not i)
+        found.add_column(Text(table.head[i]), justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:
         found.add_row(*(Text(row[i]) for i in shown))
     return found

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from community.baselines import alone
 from community.config import Recipe
@@ -52,11 +52,13 @@ def score(folder: Path, member: str, others: Sequence[Path] = ()) -> Scores:
 
 def render(scores: Scores) -> Table:
     """Exact match, a row for each domain and level, a column for each of the weights."""
-    table = Table("holdout", "tasks", *map(escape, scores))
+    table = Table("holdout", "tasks")
+    for weights in scores:
+        table.add_column(Text(weights))
     rows = zip(*scores.values(), strict=True)
     for row in rows:
         shares = [f"{s.right / s.total:.3f}" for s in row]
-        table.add_row(escape(f"{row[0].domain} {row[0].level}"), str(row[0].total), *shares)
+        table.add_row(Text(f"{row[0].domain} {row[0].level}"), str(row[0].total), *shares)
     rights = [sum(s.right for s in column) for column in scores.values()]
     total = sum(s.total for s in next(iter(scores.values())))
     table.add_section()

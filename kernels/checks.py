@@ -14,7 +14,6 @@ from community.kernels.tracing import known, remember, traced
 
 HALVES = (torch.float16, torch.bfloat16)
 _DTYPES = (*HALVES, torch.float32, torch.float64)
-_TEMPERATURES = (1e-30, 1e30)  # beyond, scale / temperature may leave float32
 _NO_TEMPERATURE = "temperature must be positive and finite: between 1e-30 and 1e30"
 
 
@@ -83,8 +82,7 @@ def _check_temperature(q: Tensor, temperature: float | Tensor | None) -> None:
 
 
 def _is_temperature(x: float) -> bool:
-    least, most = _TEMPERATURES
-    return least <= x <= most
+    return 1e-30 <= x <= 1e30  # beyond, scale / temperature may leave float32
 
 
 def _check_lengths(q: Tensor, k: Tensor, lengths: Tensor) -> None:
