@@ -24,7 +24,7 @@ from community.kernels.tracing import Operation, plain, remember, traced
 SCORINGS = ("softmax", "sigmoid")
 OUT_OF_MEMORY = 3  # as in operations.h
 _HALVES = (torch.float16, torch.bfloat16)
-DTYPES = (*_HALVES, torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, *_HALVES)
 
 
 class Route(NamedTuple):
@@ -201,17 +201,18 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
     n, e = logits.shape
-    mine = logits.is_cpu and logits.dtype == torch.float32 and n * k < 2**31
-    run = kernels("routing") if mine else None
-    if run is None:
+    if not logits.is_cpu or logits.dtype != torch.float32 or n * k >= 2**31:
         return _routed_elsewhere(logits, bias, k, sigmoid)
     if quick := operations("routing_torch"):
         x = logits.contiguous()
         steer = x if bias is None else bias.contiguous()
-        found = quick.route.default(x, steer, bias is not None, k, sigmoid)
+        found = quick.route.default(x, steer, k << 2 | sigmoid << 1 | (bias is not None))
         if found[5]:
             raise _unfit(found[5])
         return found[:5]
+    run = kernels("routing")
+    if run is None:
+        return _routed_elsewhere(logits, bias, k, sigmoid)
     fault, room = _own.fault, _own.floats((e + 2 * (k + _AT_ONCE)) * lanes())
     weights, whole = logits.new_empty(n, k), fault.new_empty
     experts, order, place, offsets = whole(n, k), whole(n * k), whole(n, k), whole(e + 1)

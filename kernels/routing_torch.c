@@ -3,9 +3,12 @@
 #include "operations.h"
 #include "routing.c"
 
+/* `how` is k and two bits, whether the scores are sigmoids and whether there is a bias: every number
+ * that torch is handed takes .3 us, a thirtieth of a short call. */
 static void routed(Value *stack, u64 in, u64 out) {
     Tensor logits = TENSOR(stack[0]), bias = TENSOR(stack[1]);
-    int steered = stack[2], k = stack[3], sigmoid = stack[4];
+    i64 how = stack[2];
+    int steered = how & 1, sigmoid = how >> 1 & 1, k = how >> 2;
     i64 n = size(logits, 0), experts = size(logits, 1), fault = 0;
     Tensor weights = made(logits, FLOAT32, n, k, &fault), chosen = made(logits, INT64, n, k, &fault);
     Tensor order = made(logits, INT64, n * k, 0, &fault), place = made(logits, INT64, n, k, &fault);
@@ -48,7 +51,7 @@ static void learnt(Value *stack, u64 in, u64 out) {
 }
 
 int join(void) {
-    return joined("route(Tensor logits, Tensor bias, bool steered, int k, bool sigmoid) -> "
+    return joined("route(Tensor logits, Tensor bias, int how) -> "
                   "(Tensor, Tensor, Tensor, Tensor, Tensor, int)", "route", routed) ||
            joined("route_sort(Tensor experts, int count) -> (Tensor, Tensor, Tensor, int)",
                   "route_sort", sorted) ||

@@ -28,9 +28,8 @@ def plain(*tensors: Tensor) -> bool:
     whose call alone costs as much as routing 500 tokens."""
     if forward_ad._current_level >= 0:  # of derivatives forward: the function has none, and says so
         return False
-    learning = torch.is_grad_enabled()
     for x in tensors:  # a generator takes longer than what it asks
-        if (learning and x.requires_grad) or type(x) not in _UNTRACED:
+        if (x.requires_grad and torch.is_grad_enabled()) or type(x) not in _UNTRACED:
             return False
     return not is_compiling()
 
