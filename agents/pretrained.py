@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +26,7 @@ from community.errors import CommunityError
 
 if find_spec("peft"):
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 OTHER_SHAPE = "{path} belongs to a model of another shape; name weights made from this member's"
 
@@ -36,13 +39,18 @@ class Adapter(Section):
     targets: str | tuple[str, ...] = Field("all-linear", description="names of layers in peft")
 
 
-def pretrained(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder that `find_model` gave, in bfloat16.
+def pretrained(
+    folder: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder that `find_model` gave, to be computed on `device`: in
+    bfloat16 on a GPU, in float32 on the processor, for few processors have units for bfloat16.
+    The others emulate it: a step of learning took 2 to 3 times as long, an answer by torch 3 times.
 
     Raises CommunityError if it cannot be loaded, or is no chat model.
     """
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
@@ -76,6 +84,19 @@ def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             f"no adapter can be made for targets {adapter.targets!r} ({first}); name matrices of "
             "the model, such as q_proj, or leave targets out"
         ) from error
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without an adapter as it is; of one with an adapter a copy in float32 that has the
+    adapter in its weights."""
+    if not hasattr(model, "peft_config"):
+        return model
+    copy: Any = deepcopy(model).float()
+    for layer in copy.modules():
+        if isinstance(layer, BaseTunerLayer):  # a head may share its weights with the embeddings
+            whole: Any = layer.get_base_layer()
+            whole.weight = nn.Parameter(whole.weight.detach().clone())
+    return cast(PreTrainedModel, copy.merge_and_unload())
 
 
 def weights_file(folder: Path) -> Path:

@@ -27,7 +27,14 @@ from community.agents.decoding import (
     score_by_kernels,
 )
 from community.agents.learning import Optimizer, train
-from community.agents.pretrained import Adapter, adapted, load_weights, pretrained, weights_file
+from community.agents.pretrained import (
+    Adapter,
+    adapted,
+    load_weights,
+    merged,
+    pretrained,
+    weights_file,
+)
 from community.agents.shape import Shape, made
 from community.aside import aside
 from community.config import option
@@ -74,9 +81,9 @@ class TransformerAgent:
             Literal["auto", "torch", "kernels"], option("who computes answers and scores")
         ] = "auto",
     ) -> None:
-        """`generator` "kernels" is C or OpenCL in float32 (CUDA on a GPU), "auto" that for
-        models in float32 without an adapter where it can run them on the processor, and torch
-        for the others.
+        """`generator` "kernels" is C or OpenCL in float32 (CUDA on a GPU), "auto" that on the
+        processor for models it can run, and torch for the others. A pretrained model is computed
+        in float32 on the processor, in bfloat16 by torch on a GPU.
 
         Raises CommunityError unless exactly one of `shape` and `model` is given, for a shape
         without an alphabet or with what only a model takes (adapter, system, shots, reading), and
@@ -100,23 +107,22 @@ class TransformerAgent:
         self.judging = judge
         self.optimizer = optimizer or Optimizer()
         self.offsets = shape.offsets if shape else 0
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codec: Codec
         self.model: PreTrainedModel
         if shape is not None:
             codec = CharacterCodec(alphabet, shape.positions)
             self.codec, self.model = codec, made(shape, codec)
         else:
-            self.model, tokenizer = pretrained(model)
+            self.model, tokenizer = pretrained(model, self.device)
             self.model = adapted(self.model, adapter) if adapter else self.model
             self.codec = ChatCodec(tokenizer, system, shots)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(self.model, self.device)
         self.checkpoint = ""
-        # "auto" leaves half precision and adapters to torch: the kernels know float32 alone
-        plain = adapter is None and self.model.dtype == torch.float32
-        fits = generator == "kernels" or (generator == "auto" and plain)
-        self._program: Any = kernels("gpt") if fits and self.device.type == "cpu" else None
-        if generator == "kernels" and self.device.type == "cuda":
+        self._program: Any = None
+        if generator != "torch" and self.device.type == "cpu":
+            self._program = kernels("gpt")
+        elif generator == "kernels":
             self._program = team_on("cuda")
         self._fast: LanguageModel | None = None
         self._seen: list[tuple[int, int]] | None = None  # the weights that it has
@@ -256,9 +262,9 @@ class TransformerAgent:
         weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
         if self._fast is None:
             kind = LanguageModel if self.device.type == "cpu" else GpuLanguageModel
-            self._fast = kind(self.model, program)
+            self._fast = kind(merged(self.model), program)
         elif self._seen != weights:
-            self._fast.refresh(self.model)
+            self._fast.refresh(merged(self.model))
         self._seen = weights
         return self._fast
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARENA, RESTART, SHAPE, chat_model, lessons, member, sums
+from tiny_models import ARENA, RESTART, SHAPE, WORDS, chat_model, lessons, member, sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from community.agents.learning import Optimizer
@@ -307,6 +308,37 @@ def test_an_adapter_learns_saves_and_comes_back(tmp_path: Path) -> None:
     assert other.propose([Request(QUESTION, 1, 0, 5)])[0].text == "four"
     other.load(tmp_path / "checkpoints", start)
     assert other.save(tmp_path / "elsewhere") == start
+
+
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed (extra: lora)")
+@pytest.mark.parametrize(
+    ("targets", "tied"),
+    [("all-linear", False), (("q_proj", "embed_tokens"), True), (("lm_head", "v_proj"), True)],
+    ids=str,
+)
+def test_the_kernels_answer_with_an_adapter(
+    targets: str | tuple[str, ...], tied: bool, tmp_path: Path
+) -> None:
+    where = chat_model(tmp_path / "model", tied)
+    asked = [Request(replace(QUESTION, prompt=f"two {word} ?"), 1, 0, 5) for word in WORDS[7:]]
+    ideas = []
+    for generator in ("kernels", "torch"):
+        agent = chatty(
+            Path(where),
+            adapter=Adapter(rank=2, alpha=4, targets=targets),
+            generator=generator,
+            temperature=1.0,
+            samples=3,
+        )
+        agent.propose(asked)  # with fresh adapters, which change nothing
+        torch.manual_seed(1)
+        for name, weight in agent.model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+        ideas.append(agent.propose(asked))
+    for ours, theirs in zip(*ideas, strict=True):
+        assert ours.text == theirs.text
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
 @pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed (extra: lora)")

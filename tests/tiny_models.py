@@ -71,8 +71,9 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def chat_model(folder: Path) -> str:
-    """A chat model as it comes from a hub: weights, tokenizer and template in a folder."""
+def chat_model(folder: Path, tied: bool = False) -> str:
+    """A chat model as it comes from a hub: weights, tokenizer and template in a folder; its head
+    may share its weights with the embeddings."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS),
@@ -84,6 +85,7 @@ def chat_model(folder: Path) -> str:
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=1,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     chat_tokenizer().save_pretrained(folder)
