@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from community.agents.codec import Codec, positions_of
-from community.kernels.gpt import LanguageModel
+from community.kernels.gpt import COLD, LanguageModel
 from community.types import Decoding
 
 
@@ -176,7 +176,7 @@ def _draws(seeds: Sequence[int], decoding: Decoding) -> Tensor:
 
 def choose(logits: Tensor, decoding: Decoding, draw: Tensor) -> Tensor:
     """One token a row. logits (B, V), draw (B,) uniform in [0, 1) -> (B,)."""
-    if decoding.temperature == 0:
+    if decoding.temperature < COLD:
         return logits.argmax(-1)
     chances = (logits / decoding.temperature).softmax(-1)
     if decoding.top_p >= 1:  # nothing is cut off, so nothing need be sorted

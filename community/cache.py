@@ -13,8 +13,14 @@ from community.errors import CommunityError
 
 
 def cache() -> Path:
-    """The folder of downloads, conversions and builds: COMMUNITY_CACHE or ~/.cache/community."""
-    return Path(os.environ.get("COMMUNITY_CACHE") or "~/.cache/community").expanduser()
+    """The folder of downloads, conversions and builds: COMMUNITY_CACHE or ~/.cache/community.
+
+    Raises CommunityError where nobody knows what `~` is.
+    """
+    try:
+        return Path(os.environ.get("COMMUNITY_CACHE") or "~/.cache/community").expanduser()
+    except RuntimeError as error:
+        raise CommunityError("no home folder for the cache; name one in COMMUNITY_CACHE") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from community.kernels.backend import simt
 from community.kernels.build import Argument, SimtProgram
-from community.kernels.cuda import PLENTY
+from community.kernels.cuda import fits
 
 WIDTHS = (32, 64, 128, 256)  # that attention.cu pads queries, keys and values to, in shared memory
 TENSOR_WIDTHS = (64, 128)  # of attention_tensor.cu and attention_hopper.cu
@@ -36,13 +36,6 @@ class Tiling:
 
     def program(self, device: torch.device) -> SimtProgram | None:
         return simt(self.source, device.type, *self.flags)
-
-    def fits(self, device: torch.device) -> bool:
-        """Whether the GPU has so much shared memory."""
-        if device.type != "cuda":
-            return True
-        found = torch.cuda.get_device_properties(device)
-        return 4 * self.room <= getattr(found, "shared_memory_per_block_optin", PLENTY)
 
     def run(
         self,
@@ -70,7 +63,7 @@ def takes(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
         return False
     for backward in (False, True):
         tiles = tiling(q, v, backward, mask is not None)
-        if tiles.program(q.device) is None or not tiles.fits(q.device):
+        if tiles.program(q.device) is None or not fits(tiles.room, q.device):
             return False
     return True
 

@@ -52,7 +52,7 @@ def backend(device: str = "cpu") -> tuple[str, str]:
         except BuildError as error:
             problems.append(f"{candidate}: {error}")
         else:
-            how = compiler() if candidate == "c" else "an OpenCL driver"
+            how = " ".join(compiler() or ()) if candidate == "c" else "an OpenCL driver"
             return candidate, f"{VARIABLE}={name}" if name == candidate else f"compiled by {how}"
     if name in PROCESSOR or compiler():
         warn_once(f"the kernels run on plain torch ({'; '.join(problems)})")

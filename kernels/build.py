@@ -141,10 +141,15 @@ def _c_type(value: Argument) -> Any:
 # -- compiling -------------------------------------------------------------------------
 
 
-def compiler() -> str | None:
-    """The C compiler's path: $CC, or the first of gcc, clang and cc; None without any."""
-    wanted = (os.environ["CC"],) if os.environ.get("CC") else COMPILERS
-    return next(filter(None, map(shutil.which, wanted)), None)
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler's path: $CC, which may have flags behind it, or the first of gcc, clang and
+    cc; None without any."""
+    named = os.environ.get("CC", "").strip()
+    for name, *flags in ([named], named.split()) if named else ([x] for x in COMPILERS):
+        path = shutil.which(name)
+        if path:
+            return path, *flags
+    return None
 
 
 def compiled(name: str, flags: tuple[str, ...] = ()) -> Path:
@@ -168,13 +173,12 @@ def kept(source: str, suffix: str, facts: tuple[Any, ...], make: Callable[[Path]
     """
     target = f"{Path(source).stem}-{_key(source, facts)}{suffix}"
     shelf = cache() / "kernels"
-    if (shelf / target).exists():
-        return shelf / target
     try:
-        shelf.mkdir(parents=True, exist_ok=True)
-        with _alone(shelf / f"{target}.lock"):
-            if not (shelf / target).exists():
-                _written(shelf / target, make)
+        if not (shelf / target).exists():
+            shelf.mkdir(parents=True, exist_ok=True)
+            with _alone(shelf / f"{target}.lock"):
+                if not (shelf / target).exists():
+                    _written(shelf / target, make)
         return shelf / target
     except OSError as error:
         warn_once(f"kernels are built anew in every process: {shelf} cannot be written ({error})")
@@ -190,16 +194,17 @@ def _written(target: Path, make: Callable[[Path], None]) -> Path:
         part.unlink(missing_ok=True)
 
 
-def _compile(command: str, flags: tuple[str, ...], name: str, part: Path) -> None:
+def _compile(command: tuple[str, ...], flags: tuple[str, ...], name: str, part: Path) -> None:
     source = SOURCES / f"{name}.c"
-    call = [command, f"-I{SOURCES}", str(source), *flags, "-o", str(part), "-lm"]
+    call = [*command, f"-I{SOURCES}", str(source), *flags, "-o", str(part), "-lm"]
     try:
         done = subprocess.run(call, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command} does not run: {error}") from error
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-        raise BuildError(f"{command} does not compile {source.name}: {said}")
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    if done.returncode or not part.exists():
+        nothing = f"exit status {done.returncode}" if done.returncode else "no library came of it"
+        said = (done.stderr.strip().splitlines() or [nothing])[0]
+        raise BuildError(f"{command[0]} does not compile {source.name}: {said}")
 
 
 @contextmanager
@@ -244,12 +249,12 @@ def _key(source: str, facts: tuple[Any, ...]) -> str:
 
 
 @cache_calls
-def _version(command: str) -> str:
+def _version(command: tuple[str, ...]) -> str:
     try:
-        done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command} does not run: {error}") from error
-    return command + done.stdout
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    return " ".join(command) + done.stdout
 
 
 @lru_cache(maxsize=1)

@@ -69,6 +69,14 @@ class CudaProgram:
         return self._modules[index]
 
 
+def fits(room: int, device: torch.device) -> bool:
+    """Whether a block on the GPU may have `room` floats of shared memory; true elsewhere."""
+    if device.type != "cuda":
+        return True
+    found = torch.cuda.get_device_properties(device)
+    return 4 * room <= getattr(found, "shared_memory_per_block_optin", PLENTY)
+
+
 def launch(
     function: Any,
     arguments: tuple[Argument, ...],

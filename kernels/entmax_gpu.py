@@ -11,6 +11,7 @@ from torch import Tensor
 
 from community.kernels.attention_gpu import WIDTHS, Tiling, strides, without_cores
 from community.kernels.backend import simt
+from community.kernels.cuda import fits
 
 PASSES = 64  # at most, for a threshold; eight are many
 HELD = (4, 8, 16, 32)  # numbers of a row that a thread may hold in registers
@@ -51,7 +52,7 @@ def takes(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     if mask is not None and mask.numel() >= 2**31:  # its strides are C ints
         return False
     both = (_tiles(q, v, backward) for backward in (False, True))
-    return all(x.program(q.device) is not None and x.fits(q.device) for x in both)
+    return all(x.program(q.device) is not None and fits(x.room, q.device) for x in both)
 
 
 class Attention:

@@ -29,6 +29,7 @@ NEAR = 2**21  # floats of keys and values that stay near the processor: 8 MiB
 KINDS = ("float32", "bfloat16", "int8")  # of weights, in the order of gpt.c
 GROUP = 32  # inputs that share a scale of int8 weights, as in gpt.c
 FAR = 2**20  # no rotary position is beyond it
+COLD = 1e-30  # a temperature below is greedy: logits divided by it leave float32
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class LanguageModel:
                 blocks,
                 memory,
                 draws[ids].double().contiguous(),
-                float(temperature),
+                0.0 if temperature < COLD else min(float(temperature), 1 / COLD),
                 float(top_p),
                 min(top_k, self.layout.words),
                 float(min_p),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from community.kernels.backend import simt
 from community.kernels.build import Argument, SimtProgram, numbers, zeros
+from community.kernels.cuda import fits
 from community.kernels.gpt import LanguageModel, Memory
 from community.kernels.weights import Layout, Part, Product, Ready, Unsupported, Vector, parts_of
 
@@ -79,6 +80,8 @@ class GpuLanguageModel(LanguageModel):
         self.layout, parts, self._rotary = parts_of(model)
         if WAYS * (padded(self.layout.size, 1) + 4) > self.team.held:
             raise Unsupported(f"heads of size {self.layout.size}")
+        if not fits(_shared(self.layout, self.team), self.device):
+            raise Unsupported("a GPU with so little shared memory")
         flat = _flat(self.layout, parts, self.team.blocks)
         self.weights = torch.cat([x.to(self.device) for x in flat])
         if self._rotary:  # cosines and sines are made on the processor

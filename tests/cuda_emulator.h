@@ -11,6 +11,7 @@
  */
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -85,6 +86,10 @@ static int random_below(int n) {
 static void stop(const char *why) {
     fault = why;
     _longjmp(scheduler, 1);
+}
+
+static void trapped(int) { /* the compiler looks for it: see FLAGS in cuda_emulator.py */
+    stop("a vector at no multiple of its size, or an integer beyond 32 bits");
 }
 
 static void wait(State state) {
@@ -240,10 +245,14 @@ static const char *launch(void (*kernel)(A...), void **given, int blocks, int th
     if (blocks % TEAM) return "blocks that are in no team";
     body = [&] { call(kernel, given, std::index_sequence_for<A...>()); };
     block_threads = threads;
+    struct sigaction trap = {}, before;
+    trap.sa_handler = trapped, trap.sa_flags = SA_NODEFER; /* it is left by a jump */
+    sigaction(SIGILL, &trap, &before);
     for (int i = 0, teams = blocks / TEAM, first = random_below(teams); i < teams && !fault; i++) {
         blockIdx.x = (first + i) % teams * TEAM;
         run_team(threads);
     }
+    sigaction(SIGILL, &before, nullptr);
     return fault;
 }
 

@@ -16,6 +16,8 @@ from community.kernels.cuda import _argument
 
 HEADER = Path(__file__).with_name("cuda_emulator.h")
 FLAGS = ("-O2", "-std=c++17", "-w", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", f"-I{SOURCES}")
+FLAGS += ("-fsanitize=alignment,signed-integer-overflow,integer-divide-by-zero",)
+FLAGS += ("-fsanitize-undefined-trap-on-error",)  # what x86 bears with, and a GPU does not
 
 
 class EmulatedProgram:

@@ -20,7 +20,7 @@ def assert_clean(script: str) -> None:
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("no C compiler")
-    call = [compiler, "-print-file-name=libasan.so"]
+    call = [*compiler, "-print-file-name=libasan.so"]
     library = subprocess.run(call, capture_output=True, text=True).stdout.strip()
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer")

@@ -109,12 +109,13 @@ def test_ten_build_at_once(cache: Path) -> None:
     assert not list((cache / "kernels").glob(".*"))
 
 
+@pytest.mark.parametrize("place", ["file/below", 300 * "x"], ids=["written", "looked into"])
 @needs_compiler
 def test_a_cache_that_cannot_be_written_costs_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("COMMUNITY_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setenv("COMMUNITY_CACHE", str(tmp_path / place))
     with pytest.warns(RuntimeWarning, match="built anew"):
         assert scale("c")[3] == 1.5
 
@@ -142,6 +143,25 @@ def test_a_failing_compiler_falls_back_with_one_warning(
         assert chosen.backend("cpu")[0] == "reference"
         assert chosen.kernels("probe") is None
     assert len(caught) == 1
+
+
+@needs_compiler
+def test_flags_after_the_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", f"{(build.compiler() or ('',))[0]} -DLATER")
+    assert scale("c")[3] == 1.5
+    assert (build.compiler() or ())[1:] == ("-DLATER",)
+
+
+def test_a_compiler_that_makes_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "idle").write_text("#!/bin/sh\n")
+    (tmp_path / "idle").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "idle"))
+    with pytest.raises(
+        build.BuildError, match=r"idle does not compile probe\.c: no library came of it"
+    ):
+        build.compiled("probe")
 
 
 def test_no_compiler_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

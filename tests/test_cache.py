@@ -58,3 +58,10 @@ def test_without_room_nothing_is_left(source: Path, cache: Path) -> None:
 def test_where_nothing_can_be_written(source: Path) -> None:
     with pytest.raises(CommunityError, match="cannot write /proc/nope/made: "):
         copy(source, Path("/proc/nope/made"))
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user whom the system does not know, in a container."""
+    monkeypatch.setenv("COMMUNITY_CACHE", "~no-such-user/cache")
+    with pytest.raises(CommunityError, match="COMMUNITY_CACHE"):
+        place()

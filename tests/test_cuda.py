@@ -177,7 +177,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     if compiler is None:
         pytest.skip("no C compiler")
     (tmp_path / "driver.c").write_text(DRIVER)
-    call = [compiler, "-shared", "-fPIC", "driver.c", "-o", "driver.so"]
+    call = [*compiler, "-shared", "-fPIC", "driver.c", "-o", "driver.so"]
     subprocess.run(call, cwd=tmp_path, check=True)
     library = ctypes.CDLL(str(tmp_path / "driver.so"))
     monkeypatch.setattr(cuda, "_driver", lambda: library)

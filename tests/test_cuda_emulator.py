@@ -80,6 +80,12 @@ def test_too_little_shared_memory_is_named(tmp_path: Path, cache: Path) -> None:
         run(tmp_path, "BARRIER;", room=32)
 
 
+@pytest.mark.parametrize("read", ["FAR_QUAD(x + BLOCKS / 2)", "QUAD(room + BLOCKS / 2)"])
+def test_vectors_that_are_not_aligned_are_named(read: str, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(AssertionError, match="at no multiple of its size"):
+        run(tmp_path, f"BARRIER; y[0] = {read}.x;")
+
+
 @pytest.mark.parametrize(("line", "right"), [("TEAM_BARRIER;", True), ("BARRIER;", False)])
 def test_blocks_of_a_team_see_what_the_others_wrote(
     line: str, right: bool, tmp_path: Path, cache: Path

@@ -173,6 +173,7 @@ def test_what_is_kept_is_drawn_in_proportion(powers: list[int], temperature: flo
 
 def test_temperature_zero_takes_the_most_probable() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
-    assert choose(logits, Decoding(0.0, 0.1), torch.tensor([0.9, 0.9])).tolist() == [1, 0]
+    for cold in (0.0, 1e-40):
+        assert choose(logits, Decoding(cold, 0.1), torch.tensor([0.9, 0.9])).tolist() == [1, 0]
     least = choose(logits, Decoding(1.0, 1e-9), torch.tensor([0.9999, 0.9999]))
     assert least.tolist() == [1, 0]  # the most probable token is always kept

@@ -487,6 +487,15 @@ def test_what_is_not_supported_is_named(make: Any, feature: str) -> None:
         LanguageModel(make(), any_program())
 
 
+def test_temperatures_beyond_float32(backend: str) -> None:
+    """The greedy answer, and every word as probable as the others; whole numbers are numbers."""
+    ours, asked = LanguageModel(llama(), program(backend)), prompts(4)
+    draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=8))
+    for extreme, near in ((1e-40, 0.0), (1e-300, 0.0), (1e39, 1e30), (2, 2.0)):
+        found = ours.generate(asked, None, draws, 8, END, extreme)
+        assert found == ours.generate(asked, None, draws, 8, END, near)
+
+
 @pytest.mark.parametrize("given", [0.0, -1.0, [1.0, 1.0, 1.0]], ids=str)
 def test_temperatures_that_attention_refuses(given: Any) -> None:
     model = gpt2(attn_implementation="community", attention_temperature=given)
