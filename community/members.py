@@ -170,7 +170,7 @@ class Members:
         """Learner -> what came of its study and its new checkpoint.
 
         One that fails goes back to the checkpoint it had, and is not among the results; a
-        warning says why. Raises CommunityError if it had none.
+        warning says why, and who left lessons out. Raises CommunityError if it had none.
         """
         results = self._call("learn", {k: (v,) for k, v in studies.items()}, phase)
         failed = {k: v.reason for k, v in results.items() if isinstance(v, Failure)}
@@ -183,6 +183,9 @@ class Members:
             _warn(f"{name} did not learn from its lessons and stays as it was: {reason}")
         self.load({name: self.checkpoints[name] for name in failed})
         learned = {k: v for k, v in results.items() if not isinstance(v, Failure)}
+        for name, (found, _) in learned.items():
+            if found.left_out:
+                _warn(f"{name} leaves out lessons with characters that it cannot read")
         self.checkpoints |= {name: checkpoint for name, (_, checkpoint) in learned.items()}
         return learned
 

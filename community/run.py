@@ -195,7 +195,7 @@ class Run:
                 kept=name not in fallen,
                 before=school.share(_both(name, before)),
                 after=school.share(_both(name, after)),
-                lessons=tuple(lesson.id for lesson in studies[name].lessons),
+                lessons=tuple(x.id for x in studies[name].lessons if x.id not in found.left_out),
             )
             for name, (found, id_) in learned.items()
         )

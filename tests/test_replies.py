@@ -101,7 +101,7 @@ def test_verdicts_that_were_not_asked_are_refused(given: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [None, (1, 2, 3), Learned(-1, None, 0), Learned(1, "much", 0)]
+    "given", [None, (1, 2, 3), Learned(-1, None, 0), Learned(1, "much", 0), Learned(1, None, 0, 3)]
 )  # type: ignore[arg-type]
 def test_a_study_that_ends_in_something_else_is_refused(given: Any) -> None:
     with pytest.raises(ValueError):
