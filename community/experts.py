@@ -124,7 +124,8 @@ def _shelved(shelf: Path) -> tuple[Learned, str] | None:
         checkpoint, found = json.loads((shelf / LABEL).read_text())
     except (OSError, ValueError):
         return None
-    return (Learned(**found), checkpoint) if (shelf / checkpoint).is_dir() else None
+    learned = Learned(**found | {"left_out": ()})  # of first lessons nothing is; JSON has no tuples
+    return (learned, checkpoint) if (shelf / checkpoint).is_dir() else None
 
 
 def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
