@@ -34,6 +34,14 @@ class Talker(ScriptedAgent):
         ideas = super().propose(requests)
         return [replace(i, text="it is " * (int(i.task, 16) % 2) + i.text) for i in ideas]
 """
+LEAKY = """
+from dataclasses import replace
+from community.arenas.arithmetic import ArithmeticArena
+
+class Leaky(ArithmeticArena):
+    def pose(self, split, seed, index, level):
+        return replace(super().pose("train", seed, index, level), split=split)
+"""
 READER = """
 [[members]]
 name = "ada"
@@ -133,6 +141,15 @@ class Until(Silence):
 
 
 @pytest.mark.usefixtures("cache")
+class TestFirstLessons:
+    def test_none_is_on_a_task_that_is_held_out(self, tmp_path: Path) -> None:
+        (tmp_path / "leaky.py").write_text(LEAKY)
+        text = CROWD.replace('use = "arithmetic"', 'use = "leaky.py:Leaky"')
+        run = made(tmp_path, text + "[first]\nexamples = 50\n")
+        with pytest.raises(CommunityError, match=r"first lesson of sam-1, .* of the holdout split"):
+            play(run, LOCAL)
+
+
 class TestResuming:
     def test_an_interrupt_before_any_phase_does_not_show(self, tmp_path: Path) -> None:
         text = CROWD.replace("[tasks]", "[judging]\npairs = 2\n[tasks]\nvalidation = 4\n")
