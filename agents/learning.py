@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from community.agents.codec import Codec, positions_of
 from community.agents.muon import Muon
 from community.config import Section
+from community.errors import CommunityError
 from community.kernels.backend import kernels
 from community.kernels.train import Trainer
 from community.kernels.weights import Unsupported
@@ -38,17 +39,29 @@ class Optimizer(Section):
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized lessons: (prompt and answer tokens, length of the prompt)."""
+    """Tokenized lessons: (prompt and answer tokens, length of the prompt).
+
+    What a member of another alphabet said may hold characters that `codec` has no token for:
+    such lessons are `left_out`, by their ids. Raises CommunityError for a first lesson, whose
+    characters are the arena's own.
+    """
 
     rows: list[tuple[list[int], int]]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, lessons: Sequence[Lesson], codec: Codec) -> Examples:
-        rows = []
+        rows, left_out = [], []
         for lesson in lessons:
-            prompt = codec.prompt(lesson.prompt)
-            rows.append((prompt + codec.answer(lesson.text), len(prompt)))
-        return cls(rows)
+            try:
+                prompt, answer = codec.prompt(lesson.prompt), codec.answer(lesson.text)
+            except CommunityError:
+                if not lesson.round:
+                    raise
+                left_out.append(lesson.id)
+            else:
+                rows.append((prompt + answer, len(prompt)))
+        return cls(rows, tuple(left_out))
 
 
 def train(
@@ -63,12 +76,16 @@ def train(
     Half of a batch are new lessons where there is something to replay. With `offsets`,
     each sequence's restarting positions begin at a random one of 0 .. offsets - 1. The kernels
     train what they can on the processor up to SMALL weights, torch the rest, which takes .7 to 1
-    of the time from 5 million on; the same rows, and the same weights up to rounding.
+    of the time from 5 million on; the same rows, and the same weights up to rounding. Nothing is
+    learned where all new lessons are left out.
     """
     rng = random.Random(study.seed)
-    examples = Examples.of((*study.lessons, *study.replay), codec)
-    fresh = range(len(study.lessons))
-    old = range(len(study.lessons), len(examples.rows))
+    new, earlier = Examples.of(study.lessons, codec), Examples.of(study.replay, codec)
+    if new.left_out and not new.rows:
+        return Learned(0, None, 0, new.left_out)
+    examples = Examples(new.rows + earlier.rows)
+    fresh, old = range(len(new.rows)), range(len(new.rows), len(examples.rows))
+    share = study.fresh if old else study.batch
     factor = settings.again if study.round else 1.0
     kind = _ByKernels if study.steps and _compiled(model) else _ByTorch
     try:
@@ -77,13 +94,14 @@ def train(
         student = _ByTorch(model, codec, examples, settings, factor)
     tokens, loss = 0, torch.zeros(())
     for step in range(study.steps):
-        picked = rng.choices(fresh, k=study.fresh)
-        picked += rng.choices(old, k=study.batch - study.fresh) if old else []
+        picked = rng.choices(fresh, k=share)
+        picked += rng.choices(old, k=study.batch - share) if old else []
         begins = [rng.randrange(max(1, offsets)) for _ in picked]
         loss = student.step(picked, begins, _schedule(step, study.steps, settings))
         tokens += sum(len(examples.rows[i][0]) for i in picked)
     student.end()
-    return Learned(study.steps, round(float(loss), 6) if study.steps else None, tokens)
+    last = round(float(loss), 6) if study.steps else None
+    return Learned(study.steps, last, tokens, new.left_out)
 
 
 # -- who computes ----------------------------------------------------------------------

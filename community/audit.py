@@ -196,6 +196,24 @@ def _changed_recipe(conn: Connection) -> Iterator[str]:
         hashed = content_hash("recipe", parsed(texts["recipe"]))
         if hashed != parsed(texts["recipe_hash"]):
             yield "the recipe is not the one that its hash says"
+        else:
+            yield from _changed_members(conn, parsed(texts["recipe"]))
+
+
+def _changed_members(conn: Connection, recipe: Any) -> Iterator[str]:
+    """No digest knows their order and what they are made of; the recipe does."""
+    wanted = [
+        (table["name"] if table["count"] == 1 else f"{table['name']}-{i}", table)
+        for table in recipe["members"]
+        for i in range(1, table["count"] + 1)
+    ]
+    found = conn.execute(select(members.c.name, members.c.spec).order_by(members.c.position)).all()
+    same = [name for name, _ in wanted] == [name for name, _ in found]
+    for (_, table), (_, spec) in zip(wanted, found, strict=False):
+        expected = {"backend": table["use"], **table}
+        same &= not _is_json(spec, dict) or parsed(spec, dict) == expected
+    if not same:
+        yield "the members are not those of the recipe, or in another order"
 
 
 def _is_json(text: str, kind: type[Any] = object) -> bool:

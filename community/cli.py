@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NoReturn
@@ -311,6 +312,9 @@ def _engine() -> ModuleType:
 
 def main() -> None:
     """Run the command line. What a user caused ends in one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # of a terminal that has not every character
+            stream.reconfigure(errors="replace")
     try:
         app()
     except CommunityError as error:

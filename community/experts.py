@@ -19,15 +19,22 @@ from community.members import Members
 from community.plugins import source
 from community.pool import Spec
 from community.school import first_lessons
-from community.types import Arena, Learned, Study, content_hash, seed_of
+from community.types import Arena, Learned, Study, Task, content_hash, seed_of
 
 LABEL = "learned.json"
 
 
 def begin(
-    recipe: Recipe, specs: Sequence[Spec], members: Members, arena: Arena, folder: Path
+    recipe: Recipe,
+    specs: Sequence[Spec],
+    members: Members,
+    arena: Arena,
+    folder: Path,
+    held: Sequence[Task] = (),
 ) -> dict[str, Learned]:
     """Give every member its first checkpoint; returns what those learned that were taught.
+
+    Raises CommunityError for a first lesson on one of the tasks `held` out.
 
     An expert is cached under the hash of all that made it: member, arena, first lessons,
     seed, the files that these name, and this program's version. Where the cache cannot be
@@ -45,7 +52,9 @@ def begin(
     for name in damaged:
         shutil.rmtree(checkpoints / known.pop(name)[1], ignore_errors=True)
     wanted = [name for name in shelves if name not in known]
-    learned = members.learn(_studies(recipe, arena, members, wanted), "first lessons")
+    studies = _studies(recipe, arena, members, wanted)
+    _refuse_held(studies, held)
+    learned = members.learn(studies, "first lessons")
     for name, (fresh, checkpoint) in learned.items():
         if name in damaged:
             shutil.rmtree(shelves[name], ignore_errors=True)
@@ -73,6 +82,18 @@ def _studies(
         made[learner] = _study(recipe, arena, learner)
         members.listener.done(learner, 0)
     return made
+
+
+def _refuse_held(studies: Mapping[str, Study], held: Sequence[Task]) -> None:
+    """No ledger holds first lessons, which would refuse them."""
+    split = {task.id: task.split for task in held}
+    for learner, study in studies.items():
+        for lesson in study.lessons:
+            if lesson.task in split:
+                raise CommunityError(
+                    f"a first lesson of {learner}, {lesson.prompt!r}, is on a task of the "
+                    f"{split[lesson.task]} split; the arena must pose no task in two splits"
+                )
 
 
 def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:
@@ -124,7 +145,8 @@ def _shelved(shelf: Path) -> tuple[Learned, str] | None:
         checkpoint, found = json.loads((shelf / LABEL).read_text())
     except (OSError, ValueError):
         return None
-    return (Learned(**found), checkpoint) if (shelf / checkpoint).is_dir() else None
+    learned = Learned(**found | {"left_out": ()})  # of first lessons nothing is; JSON has no tuples
+    return (learned, checkpoint) if (shelf / checkpoint).is_dir() else None
 
 
 def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:

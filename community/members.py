@@ -107,15 +107,16 @@ class Members:
         return self._ideas(f"revise {turn}", work)
 
     def judge(self, ballots: Mapping[str, Sequence[Ballot]]) -> list[Verdict]:
-        """Every judge's verdicts on its ballots; one that fails abstains."""
+        """Every judge's verdicts on its ballots; who fails abstains, and a warning says why."""
         results = self._call("judge", {name: (mine,) for name, mine in ballots.items()})
-        return [
-            verdict
-            for found in results.values()
-            if not isinstance(found, Failure)
-            for _, verdict in found
-            if not isinstance(verdict, Failure)
-        ]
+        verdicts: list[Verdict] = []
+        for name, found in results.items():
+            given = [found] if isinstance(found, Failure) else [item for _, item in found]
+            failures = [item for item in given if isinstance(item, Failure)]
+            if failures:
+                _warn(f"{name} abstains where it fails to judge: {failures[0].reason}")
+            verdicts += [item for item in given if not isinstance(item, Failure)]
+        return verdicts
 
     def _request(
         self,
@@ -169,7 +170,7 @@ class Members:
         """Learner -> what came of its study and its new checkpoint.
 
         One that fails goes back to the checkpoint it had, and is not among the results; a
-        warning says why. Raises CommunityError if it had none.
+        warning says why, and who left lessons out. Raises CommunityError if it had none.
         """
         results = self._call("learn", {k: (v,) for k, v in studies.items()}, phase)
         failed = {k: v.reason for k, v in results.items() if isinstance(v, Failure)}
@@ -179,10 +180,12 @@ class Members:
                     f"{name} cannot learn its first lessons ({reason}); change the member or the "
                     "lessons in the recipe"
                 )
-            said = f"{name} did not learn from its lessons and stays as it was: {reason}"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            _warn(f"{name} did not learn from its lessons and stays as it was: {reason}")
         self.load({name: self.checkpoints[name] for name in failed})
         learned = {k: v for k, v in results.items() if not isinstance(v, Failure)}
+        for name, (found, _) in learned.items():
+            if found.left_out:
+                _warn(f"{name} leaves out lessons with characters that it cannot read")
         self.checkpoints |= {name: checkpoint for name, (_, checkpoint) in learned.items()}
         return learned
 
@@ -213,6 +216,11 @@ class Members:
             self.listener.done(name, _tokens(result))
 
         return self.pool.call(method, work, done)
+
+
+def _warn(said: str) -> None:
+    """Python shows the same words once."""
+    warnings.warn(said, RuntimeWarning, stacklevel=3)
 
 
 def opinions(ideas: Sequence[Idea]) -> dict[tuple[str, str], Idea]:

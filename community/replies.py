@@ -67,6 +67,8 @@ def learned_of(given: Any) -> Learned:
         _count(given, name)
     if not isinstance(given.loss, int | float | None):
         raise ValueError(f"the loss of a Learned is {given.loss!r} and no number")
+    if not isinstance(given.left_out, tuple):
+        raise ValueError(f"left_out of a Learned is {given.left_out!r} and no tuple of ids")
     return given
 
 

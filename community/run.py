@@ -152,8 +152,11 @@ class Run:
         """First lessons, or members as they are; then how everyone scores at the start."""
         start = monotonic()
         self.how.listener.round(0, self.recipe.run.rounds, max(self.recipe.first.levels))
-        self.ledger.reserve(self.tasks("validation") + self.tasks("holdout"))
-        learned = experts.begin(self.recipe, self.specs, self.members, self.arena, self.folder)
+        held = self.tasks("validation") + self.tasks("holdout")
+        self.ledger.reserve(held)
+        learned = experts.begin(
+            self.recipe, self.specs, self.members, self.arena, self.folder, held
+        )
         checkpoints = tuple(
             _checkpoint(name, 0, self.members.checkpoints[name], "", learned.get(name))
             for name in self.names
@@ -195,7 +198,7 @@ class Run:
                 kept=name not in fallen,
                 before=school.share(_both(name, before)),
                 after=school.share(_both(name, after)),
-                lessons=tuple(lesson.id for lesson in studies[name].lessons),
+                lessons=tuple(x.id for x in studies[name].lessons if x.id not in found.left_out),
             )
             for name, (found, id_) in learned.items()
         )

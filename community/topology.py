@@ -29,7 +29,8 @@ def build(
     """The graph over the members that the named topology (or one of your own) makes.
 
     `seed` is passed on to topologies that draw at random. CommunityError for an unknown name or
-    option, an impossible value, or a graph with nodes that are no members; no member reads itself.
+    option, an impossible value, or a graph with nodes that are no members; no member reads itself,
+    and an undirected graph is read both ways.
     """
     if isinstance(name, str):
         key = name.replace("-", "_").replace(" ", "_")
@@ -55,7 +56,7 @@ def build(
     strangers = sorted(map(str, set(graph) - set(members)))
     if strangers:
         raise _strangers(f"topology {name}", strangers)
-    return _graph(members, graph.edges())
+    return _graph(members, graph.to_directed(as_view=True).edges())
 
 
 def neighbours(graph: nx.DiGraph[str], reader: str) -> list[str]:

@@ -289,6 +289,7 @@ class Learned:
     steps: int
     loss: float | None
     tokens: int
+    left_out: tuple[str, ...] = ()  # ids of lessons that the learner cannot read
 
 
 @runtime_checkable

@@ -83,6 +83,12 @@ class TestLooking:
         shown = json.loads(community(copy, "show", "tiny", "--json").out)["seconds"]
         assert shown >= 600 and f" {shown:.0f} " in community(copy, "runs").out
 
+    def test_a_terminal_of_few_characters_gets_those_it_has(self, tmp_path: Path) -> None:
+        home = {"COMMUNITY_HOME": str(tmp_path / "läufe"), "PYTHONIOENCODING": "ascii"}
+        words = [sys.executable, "-m", "community", "runs"]
+        done = subprocess.run(words, env=os.environ | home, capture_output=True, text=True)
+        assert done.returncode == 0 and "l?ufe" in done.stdout.replace("\n", ""), done.stderr
+
     def test_a_run_is_listed_as_its_folder_is_called(self, copy: Path) -> None:
         (copy / "runs/tiny").rename(copy / "runs/tiny[v2]")
         assert " tiny[v2] " in community(copy, "runs").out

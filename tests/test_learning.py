@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from transformers import PreTrainedModel
 from community.agents.decoding import score
 from community.agents.learning import Optimizer, _schedule, train
 from community.agents.transformer import Shape
-from community.types import Lesson, Study
+from community.errors import CommunityError
+from community.types import Learned, Lesson, Study
 
 LESSONS = tuple(lessons(20))
 
@@ -92,6 +94,30 @@ def test_half_of_a_batch_is_replay() -> None:
     mixed = train(model, codec, study([new], replay=(old,), steps=2, batch=5), Optimizer())
     assert (alone.steps, alone.tokens) == (2, 10 * length[new])
     assert mixed.tokens == 2 * (3 * length[new] + 2 * length[old])
+
+
+def test_lessons_in_other_characters_are_left_out() -> None:
+    later = lessons(3, round=1)
+    strange = replace(later[1], text="the sum is 7")
+    mixed, own = tiny()[0], tiny()[0]
+    found = train(mixed, tiny()[1], study([*later, strange], replay=(strange,)), Optimizer())
+    train(own, tiny()[1], study(later), Optimizer())
+    assert found.left_out == (strange.id,)
+    assert moved(weights(own), mixed) == dict.fromkeys(weights(own), 0.0)
+
+
+def test_nothing_is_learned_of_other_characters_alone() -> None:
+    model, codec = tiny()
+    strange = replace(lessons(1, round=1)[0], text="seven")
+    before = weights(model)
+    found = train(model, codec, study([strange], replay=LESSONS), Optimizer())
+    assert found == Learned(0, None, 0, (strange.id,))
+    assert set(moved(before, model).values()) == {0.0}
+
+
+def test_first_lessons_are_in_characters_of_the_arena() -> None:
+    with pytest.raises(CommunityError, match="not in the alphabet of this arena"):
+        train(*tiny(), study([replace(LESSONS[0], text="seven")]), Optimizer())
 
 
 @pytest.mark.parametrize("shape", [SHAPE, RESTART], ids=["llama", "gpt2"])

@@ -49,6 +49,7 @@ from sqlalchemy import (
 from community import database, tables
 from community.config import parse
 from community.errors import CommunityError
+from community.folder import create
 from community.ledger import Ledger
 from community.search import Order, Query, count, search
 from community.types import Checkpoint, Decoding, Idea, Learning, Lesson, Ranking, Round, Task
@@ -394,19 +395,33 @@ PROBLEMS = {
 }
 
 
-def test_a_recipe_that_is_not_what_its_hash_says_is_a_problem(tmp_path: Path) -> None:
-    recipe = parse({"arena": {"use": "arithmetic"}, "members": [{"use": "scripted"}]})
-    meta = {"recipe": recipe.content(), "recipe_hash": recipe.hash}
-    Ledger.create(tmp_path / "ledger.db", meta, MEMBERS).close()
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
+OTHERS = "the members are not those of the recipe, or in another order"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            """UPDATE meta SET value = replace(value, '"rounds":5', '"rounds":6')
+            WHERE key = 'recipe'""",
+            "the recipe is not the one that its hash says",
+        ),
+        ("""UPDATE members SET spec = replace(spec, '0.25', '0.75')""", OTHERS),
+        ("UPDATE members SET position = 2 WHERE position = 0", OTHERS),
+    ],
+)
+def test_a_recipe_that_is_not_what_its_hash_says_is_a_problem(
+    tmp_path: Path, change: str, said: str
+) -> None:
+    pair = {"name": "ann", "use": "scripted", "count": 2, "error": 0.25}
+    recipe = parse({"arena": {"use": "arithmetic"}, "members": [pair]})
+    folder = tmp_path / "run"
+    create(recipe, tmp_path, folder)
+    with Ledger.open(folder / "ledger.db") as ledger:
         assert ledger.verify() == []
-    tamper(
-        tmp_path / "ledger.db",
-        """UPDATE meta SET value = replace(value, '"rounds":5', '"rounds":6')
-        WHERE key = 'recipe'""",
-    )
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
-        assert ledger.verify() == ["the recipe is not the one that its hash says"]
+    tamper(folder / "ledger.db", change)
+    with Ledger.open(folder / "ledger.db") as ledger:
+        assert ledger.verify() == [said]
 
 
 @pytest.mark.parametrize("change", PROBLEMS)

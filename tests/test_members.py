@@ -15,7 +15,7 @@ from community.errors import CommunityError
 from community.members import Members, Silence
 from community.pool import Failure, LocalPool, Spec
 from community.topology import build
-from community.types import Ballot, Idea, Learned, Lesson, Study, Task
+from community.types import Ballot, Idea, Learned, Lesson, Study, Task, Verdict
 
 NAMES = ("ada", "bo", "cy")
 ARENA = ArithmeticArena()
@@ -112,7 +112,8 @@ def test_a_member_whose_actor_is_gone_fails_all_its_ideas() -> None:
     assert [(i.author, i.task) for i in ideas] == [(n, t.id) for n in NAMES for t in TASKS]
     assert {idea.failure for idea in ideas} == {"its actor died"}
     pair = (ideas[0], ideas[6])
-    assert crowd.judge({"ada": [Ballot(TASKS[0], 1, 0, (pair,))]}) == []
+    with pytest.warns(RuntimeWarning, match="ada abstains where it fails to judge: its actor died"):
+        assert crowd.judge({"ada": [Ballot(TASKS[0], 1, 0, (pair,))]}) == []
     with pytest.raises(RuntimeError, match="ada cannot save"):
         crowd.save()
 
@@ -147,6 +148,26 @@ def test_judges_give_verdicts_in_order(tmp_path: Path) -> None:
     with members(tmp_path) as crowd:
         verdicts = crowd.judge({"cy": [ballot], "ada": [ballot]})
     assert [v.judge for v in verdicts] == ["cy", "cy", "ada", "ada"]
+
+
+def test_a_judge_that_fails_abstains_and_is_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = ScriptedAgent.judge
+
+    def broken(self: ScriptedAgent, ballots: Sequence[Ballot]) -> list[Verdict]:
+        if self.name == "bo" and TASKS[1] in [ballot.task for ballot in ballots]:
+            raise RuntimeError("out of memory")
+        return judge(self, ballots)
+
+    monkeypatch.setattr(ScriptedAgent, "judge", broken)
+    two = [[Idea(t.id, n, "c", 1, 0, 0, n, n) for n in ("x", "y")] for t in TASKS[:2]]
+    ballots = [Ballot(t, 1, 5, ((x, y),)) for t, (x, y) in zip(TASKS, two, strict=False)]
+    with members(tmp_path) as crowd:
+        said = "bo abstains where it fails to judge: RuntimeError: out of memory"
+        with pytest.warns(RuntimeWarning, match=said) as heard:
+            verdicts = crowd.judge({"ada": ballots, "bo": ballots})
+    assert [v.judge for v in verdicts] == ["ada", "ada", "bo"] and len(heard) == 1
 
 
 def test_learning_makes_checkpoints_that_can_be_gone_back_to(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ def test_verdicts_that_were_not_asked_are_refused(given: list[Any]) -> None:
         verdicts_of("al", [BALLOT], given)
 
 
-@pytest.mark.parametrize("given", [None, (1, 2, 3), Learned(-1, None, 0), Learned(1, "much", 0)])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "given", [None, (1, 2, 3), Learned(-1, None, 0), Learned(1, "much", 0), Learned(1, None, 0, 3)]
+)  # type: ignore[arg-type]
 def test_a_study_that_ends_in_something_else_is_refused(given: Any) -> None:
     with pytest.raises(ValueError):
         learned_of(given)
@@ -123,7 +125,7 @@ def test_a_run_goes_on_with_a_member_that_answers_nonsense_and_poses_as_the_worl
     strange: Callable[[str], str], tmp_path: Path
 ) -> None:
     done = community(tmp_path, "run", strange("mute"), "--name", "mute")
-    assert done.code == 0 and not done.err, done.err
+    assert done.code == 0 and "odd abstains where it fails to judge" in done.err, done.err
     assert community(tmp_path, "verify", "mute").code == 0
     with Ledger.open(tmp_path / "runs" / "mute" / "ledger.db", read_only=True) as ledger:
         round_ = ledger.round(1)

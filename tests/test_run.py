@@ -19,6 +19,36 @@ from community.pool import LocalPool
 from community.run import How, Run, play
 
 LOCAL = How(pool="local")
+TALK = """
+from dataclasses import replace
+from community.agents.scripted import ScriptedAgent
+from community.arenas.arithmetic import ArithmeticArena
+
+class Heard(ArithmeticArena):
+    def answer(self, task, text):
+        return super().answer(task, text.removeprefix("it is "))
+
+class Talker(ScriptedAgent):
+    # half of its answers are in words
+    def propose(self, requests):
+        ideas = super().propose(requests)
+        return [replace(i, text="it is " * (int(i.task, 16) % 2) + i.text) for i in ideas]
+"""
+LEAKY = """
+from dataclasses import replace
+from community.arenas.arithmetic import ArithmeticArena
+
+class Leaky(ArithmeticArena):
+    def pose(self, split, seed, index, level):
+        return replace(super().pose("train", seed, index, level), split=split)
+"""
+READER = """
+[[members]]
+name = "ada"
+use = "transformer"
+max_tokens = 4
+shape = { width = 16, depth = 1, heads = 2 }
+"""
 
 
 def made(folder: Path, text: str = CROWD, name: str = "tiny") -> Path:
@@ -111,6 +141,15 @@ class Until(Silence):
 
 
 @pytest.mark.usefixtures("cache")
+class TestFirstLessons:
+    def test_none_is_on_a_task_that_is_held_out(self, tmp_path: Path) -> None:
+        (tmp_path / "leaky.py").write_text(LEAKY)
+        text = CROWD.replace('use = "arithmetic"', 'use = "leaky.py:Leaky"')
+        run = made(tmp_path, text + "[first]\nexamples = 50\n")
+        with pytest.raises(CommunityError, match=r"first lesson of sam-1, .* of the holdout split"):
+            play(run, LOCAL)
+
+
 class TestResuming:
     def test_an_interrupt_before_any_phase_does_not_show(self, tmp_path: Path) -> None:
         text = CROWD.replace("[tasks]", "[judging]\npairs = 2\n[tasks]\nvalidation = 4\n")
@@ -197,6 +236,18 @@ class TestResuming:
         twice = {(task, text) for task, text in taught if tasks.count(task) > 1}
         assert twice & kept and twice - kept
         assert len({task for task, _ in kept}) == len(kept)
+
+    def test_a_run_goes_on_with_lessons_that_a_member_cannot_read(self, tmp_path: Path) -> None:
+        (tmp_path / "talk.py").write_text(TALK)
+        text = CROWD.replace('use = "arithmetic"', 'use = "talk.py:Heard"')
+        folder = made(tmp_path, text.replace("scripted", "talk.py:Talker") + READER)
+        with pytest.warns(RuntimeWarning, match="ada leaves out lessons"):
+            play(folder, LOCAL)
+        with Ledger.open(folder / "ledger.db", read_only=True) as ledger:
+            given = {x.id: x.text for x in ledger.lessons("ada")}
+            learned = [x for c in ledger.checkpoints("ada") for x in c.lessons]
+            assert any(not text.isdecimal() for text in given.values())
+            assert learned and all(given[x].isdecimal() for x in learned)
 
     def test_a_finished_run_stays_as_it_is(self, tmp_path: Path) -> None:
         run = made(tmp_path)

@@ -243,6 +243,13 @@ def test_ones_own_function_is_a_topology() -> None:
         build(gossip, ["a", "b"], of=2)
 
 
+def test_an_undirected_graph_of_ones_own_is_read_both_ways() -> None:
+    def friends(members: list[str]) -> nx.Graph[str]:
+        return nx.path_graph(members)
+
+    assert set(build(friends, ["a", "b"]).edges()) == {("a", "b"), ("b", "a")}
+
+
 def test_ones_own_function_that_gives_no_graph_of_members_is_named() -> None:
     def nothing(members: list[str]) -> None:
         return None
