@@ -32,7 +32,7 @@ from community.kernels.backend import backend
 try:
     kernels = backend("cpu"), backend("cuda")
 except CommunityError as error:
-    kernels = ("", str(error)), ("", "")
+    kernels = [("", str(error))] * 2
 cuda = torch.cuda.is_available()
 print(json.dumps({
     "torch": torch.__version__,
@@ -139,7 +139,8 @@ def _torch() -> list[Check]:
 def _kernels(name: str, found: tuple[str, str]) -> Check:
     backend, why = found
     own = backend not in ("", "reference")
-    return Check(name, own, f"{backend}: {why}".lstrip(": "), "speed; plain torch computes")
+    missing = "speed; plain torch computes" if backend else "transformer agents, until it is mended"
+    return Check(name, own, f"{backend}: {why}".lstrip(": "), missing)
 
 
 def _package(distribution: str, wanted_for: str) -> Check:

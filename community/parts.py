@@ -60,6 +60,12 @@ def specs_of(recipe: Recipe, base: Path) -> list[Spec]:
 
 def _refuse_unfilled(make: Callable[..., Any], use: str, arena: Arena) -> None:
     parameters = inspect.signature(make).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in ("name", "seed"):
+        if name not in parameters and not anything:
+            raise CommunityError(
+                f"members of kind {use} take no {name}; every member is made with name and seed"
+            )
     for name in OF_ARENA:
         needed = name in parameters and parameters[name].default is inspect.Parameter.empty
         if needed and not hasattr(arena, name):

@@ -121,25 +121,41 @@ def rank(
     evidence = gather(ideas, verdicts)
     fit = (own or METHODS[method])(evidence, trust or {})
     if own is not None:
-        _check(fit, len(evidence.items), method)
+        fit = _checked(fit, len(evidence.items), method)
     component = evidence.component()
     split = len(np.unique(evidence.task[component > 0]))
     entries = _entries(ideas, evidence, fit, component.tolist())
     return Ranking(method, entries, fit.reliability, disconnected=split)
 
 
-def _check(fit: Fit, items: int, method: str) -> None:
-    """Raises CommunityError for numbers that cannot be put in order, or are not one an answer.
+def _checked(fit: object, items: int, method: str) -> Fit:
+    """A fit in numbers of Python, as a ledger holds them; those of numpy would damage it.
 
-    A strength of NaN would have any place, and be 0 in sums.
+    Raises CommunityError for what is no Fit, for numbers that cannot be put in order, or are not
+    one an answer. A strength of NaN would have any place, and be 0 in sums.
     """
+    if not isinstance(fit, Fit):
+        raise CommunityError(f"the ranker {method} gave {fit!r}; it must give a Fit")
     given = {name: getattr(fit, name) for name in ("strength", "low", "high", "confidence")}
     for name, values in given.items():
-        if np.shape(values) != (items,) or not np.isfinite(values).all():
+        if np.shape(values) != (items,) or not _finite(values):
             raise CommunityError(
                 f"{name} of the ranker {method} is not one finite number for each of {items} "
                 "answers; without an interval, low and high are the strength"
             )
+    trusted = fit.reliability
+    if not isinstance(trusted, Mapping) or not _finite(list(trusted.values())):
+        raise CommunityError(
+            f"reliability of the ranker {method} is {trusted!r}; it must give each member that it "
+            "names a finite number"
+        )
+    numbers: dict[str, Any] = {k: np.asarray(v, dtype=np.float64) for k, v in given.items()}
+    return Fit(**numbers, reliability={str(k): float(v) for k, v in trusted.items()})
+
+
+def _finite(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
 
 
 def _entries(

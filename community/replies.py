@@ -17,6 +17,7 @@ from community.types import Ballot, Decoding, Idea, Learned, Request, Verdict
 Noun = TypeVar("Noun", Idea, Verdict, Decoding)
 
 TEXTS = ("text", "answer", "prompt", "checkpoint", "failure")
+MANY = 2**31
 
 
 def ideas_of(author: str, requests: Sequence[Request], given: Iterable[Any]) -> list[Idea]:
@@ -96,9 +97,9 @@ def _plain(idea: Idea) -> Idea:
     for name in TEXTS:
         if not isinstance(value := getattr(idea, name), str):
             raise ValueError(f"the {name} of an idea is {value!r} and no text")
-    for name in ("sample", "tokens"):
-        _count(idea, name)
     how = _of_kind(Decoding, idea.decoding)
+    for noun, name in (idea, "sample"), (idea, "tokens"), (how, "max_tokens"), (how, "samples"):
+        _count(noun, name)
     how = replace(how, temperature=_float(how, "temperature"), top_p=_float(how, "top_p"))
     idea = replace(idea, logprob=_float(idea, "logprob"), decoding=how)
     _ = idea.id  # hashes it whole, which needs characters that UTF-8 knows
@@ -112,6 +113,8 @@ def _float(noun: Idea | Decoding, name: str) -> float:
     return float(value)
 
 
-def _count(noun: Idea | Learned, name: str) -> None:
-    if not isinstance(value := getattr(noun, name), int) or value < 0:
-        raise ValueError(f"{name} is {value!r} and not a whole number, 0 or more")
+def _count(noun: Idea | Decoding | Learned, name: str) -> None:
+    """A bool is none: content ids tell True from 1. Sums of what is less than MANY stay whole."""
+    value = getattr(noun, name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MANY:
+        raise ValueError(f"{name} is {value!r} and not a whole number from 0 to {MANY - 1:,}")

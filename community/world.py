@@ -10,6 +10,8 @@ from numbers import Real
 from community.errors import CommunityError
 from community.types import Arena, Idea, Split, Task
 
+WHOLE = 2**63  # beyond what a ledger holds
+
 
 def posed(arena: Arena, split: Split, seed: int, index: int, level: int) -> Task:
     """The task that an arena poses at an index."""
@@ -23,6 +25,13 @@ def posed(arena: Arena, split: Split, seed: int, index: int, level: int) -> Task
         )
     for text in (task.prompt, task.arena, task.domain, task.key):
         said(arena, "pose", text)
+    for name in ("level", "seed", "index"):
+        number: object = getattr(task, name)
+        if not isinstance(number, int) or abs(number) >= WHOLE:
+            raise CommunityError(
+                f"pose of the arena {arena.name} gave a task whose {name} is {number!r}; it must "
+                "be a whole number of at most 63 bits"
+            )
     return task
 
 

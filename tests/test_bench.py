@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from community.bench import crowd
 from community.kernels import bench
 from community.kernels.backend import backend
 from community.kernels.timing import Case, timed, worst
@@ -69,3 +70,12 @@ def test_nan_and_other_shapes_are_no_match() -> None:
 def test_ratios_name_every_peer() -> None:
     case = Case("sum", lambda: (torch.ones(1),), {"a": lambda: 0, "b": lambda: 0}, lambda: ())
     assert set(timed(case, "cpu", 0).ratios) == {"a", "b"}
+
+
+def test_sizes_of_a_crowd_are_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["crowd", "ten"])
+    with pytest.raises(SystemExit, match="2"):
+        crowd.main()
+    assert "invalid int value: 'ten'" in capsys.readouterr().err

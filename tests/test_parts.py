@@ -183,6 +183,17 @@ def test_the_arena_fills_in_what_an_agent_takes_without_annotations(tmp_path: Pa
     assert [agent.name for agent in made] == ["Plain", "plain"]
 
 
+def test_an_agent_takes_a_name_and_a_seed(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "def seedless(name): ...\ndef nameless(seed): ...\ndef any(**options): ...\n"
+    )
+    for kind, lacks in ("seedless", "seed"), ("nameless", "name"):
+        wanted = recipe(members=[{"name": "bo", "use": f"own.py:{kind}"}])
+        expected = f"members of kind own.py:{kind} take no {lacks}"
+        assert refusal(specs_of, wanted, tmp_path).startswith(expected)
+    assert specs_of(recipe(members=[{"name": "bo", "use": "own.py:any"}]), tmp_path)
+
+
 def test_a_ranker_and_a_topology_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "my-own.py").write_text(MINE)
     wanted = recipe(ranking={"method": "my-own.py:latest"}, topology={"use": "my-own.py:chain"})

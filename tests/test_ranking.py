@@ -349,3 +349,34 @@ def test_a_ranker_of_ones_own_has_a_finite_number_for_each_answer(
 
     with pytest.raises(CommunityError, match=f"{name} of the ranker mine:mine is not one finite"):
         rank(items(2), [], "mine:mine", own=mine)
+
+
+@pytest.mark.parametrize("given", [None, (1, 2), "strong"])
+def test_a_ranker_of_ones_own_gives_a_fit(given: object) -> None:
+    def mine(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
+        return given  # type: ignore[return-value]
+
+    with pytest.raises(CommunityError, match="it must give a Fit"):
+        rank(items(2), [], "mine:mine", own=mine)
+
+
+@pytest.mark.parametrize("name", ["strength", "reliability"])
+@pytest.mark.parametrize("bad", [None, "much", np.nan, 1j])
+def test_a_ranker_of_ones_own_gives_numbers(name: str, bad: object) -> None:
+    def mine(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
+        half = np.full(len(evidence.items), 0.5)
+        values = {"strength": [bad] * len(half), "reliability": {ONE_AUTHOR: bad}}
+        return replace(Fit(half, half, half, half, {}), **{name: values[name]})
+
+    with pytest.raises(CommunityError, match=f"{name} of the ranker mine:mine is"):
+        rank(items(2), [], "mine:mine", own=mine)
+
+
+def test_numbers_of_numpy_from_a_ranker_of_ones_own_become_those_of_python() -> None:
+    def mine(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
+        true = np.ones(len(evidence.items), dtype=bool)
+        return Fit(true, true, true, true, {ONE_AUTHOR: np.float32(0.5)})  # type: ignore[arg-type]
+
+    found = rank(items(2), [], "mine:mine", own=mine)
+    assert type(found.reliability[ONE_AUTHOR]) is float
+    assert [type(entry.strength) for entry in found.entries] == [float, float]

@@ -71,6 +71,10 @@ def test_what_was_asked_is_taken_as_it_is() -> None:
         [replace(IDEA, text=2)],
         [replace(IDEA, text="\ud800")],
         [replace(IDEA, tokens=-1)],
+        [replace(IDEA, tokens=2**62)],
+        [replace(IDEA, sample=True)],
+        [replace(IDEA, decoding=Decoding(max_tokens="many"))],  # type: ignore[arg-type]
+        [replace(IDEA, decoding=Decoding(samples=2**70))],
         [replace(IDEA, logprob=NAN)],
         [replace(IDEA, decoding=None)],  # type: ignore[arg-type]
     ],
@@ -101,8 +105,16 @@ def test_verdicts_that_were_not_asked_are_refused(given: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [None, (1, 2, 3), Learned(-1, None, 0), Learned(1, "much", 0), Learned(1, None, 0, 3)]
-)  # type: ignore[arg-type]
+    "given",
+    [
+        None,
+        (1, 2, 3),
+        Learned(-1, None, 0),
+        Learned(1, None, 2**62),
+        Learned(1, None, 0, 3),  # type: ignore[arg-type]
+        Learned(1, "much", 0),  # type: ignore[arg-type]
+    ],
+)
 def test_a_study_that_ends_in_something_else_is_refused(given: Any) -> None:
     with pytest.raises(ValueError):
         learned_of(given)

@@ -42,6 +42,10 @@ class Saying(ArithmeticArena):
         replace(TASK, prompt=3),
         replace(TASK, domain=3),
         replace(TASK, prompt="\ud800"),
+        replace(TASK, level="hard"),
+        replace(TASK, level=2.5),
+        replace(TASK, seed=2**63),
+        replace(TASK, index=None),
     ],
 )
 def test_only_a_task_of_the_split_and_of_texts_is_posed(task: Any) -> None:

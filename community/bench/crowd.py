@@ -7,7 +7,7 @@ ranking and to the ledger. What is left is the engine's own: requests, routing, 
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -83,7 +83,9 @@ def measure(recipe: Recipe, base: Path, members: int) -> tuple[float, int, dict[
 
 
 def main() -> None:
-    sizes = [int(text) for text in sys.argv[1:]] or list(SIZES)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=SIZES, help="numbers of members")
+    sizes = parser.parse_args().sizes
     path = recipe_path("crowd")
     recipe = read(path)
     table = Table("members", "seconds a round", "ideas", "pool", "ranking", "ledger", "rest")
