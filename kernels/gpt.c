@@ -599,51 +599,75 @@ static void copy(GLOBAL const float *from, GLOBAL float *to, i64 n) {
     for (i64 i = 0; i < n; i++) to[i] = from[i];
 }
 
-/* Gives a slot what another has read: the first `tokens` tokens. */
+/* Gives a slot what another has read: its first `tokens` tokens. */
 static void share(const Model *m, int from, int to, int tokens) {
-    for (int layer = 0; layer < m->layers; layer++)
-        copy(cached(m, from, layer), cached(m, to, layer), (i64)blocks_of(tokens) * chunks(m));
+    int lane = tokens % LANES;
+    for (int layer = 0; layer < m->layers; layer++) {
+        GLOBAL float *own = cached(m, to, layer);
+        copy(cached(m, from, layer), own, (i64)blocks_of(tokens) * chunks(m));
+        own += (i64)(tokens / LANES) * chunks(m) + m->size * LANES; /* values; see `keep` */
+        for (int g = 0; lane && g < m->groups; g++, own += chunk(m))
+            for (int i = lane * m->size_p; i < LANES * m->size_p; i++) own[i] = 0;
+    }
 }
 
-/* Answers prompts. An item is a block of sequences, edges[item] .. edges[item + 1]. Sequence s has
- * the prompt tokens[starts[s] .. starts[s + 1]] and shares that of sequence source[s] <= s of its
- * block. said (sequences, longest) gets `counts` tokens each, the end included; counts is -1 where
- * a position lies beyond the table. `logprob` is a sum of doubles. `end` -1 never comes. */
+/* Rows that are read in blocks: sequence s is tokens[starts[s] .. starts[s + 1]], the first known[s]
+ * of which it takes from sequence source[s] < s of its block. */
+typedef struct {
+    GLOBAL const int *tokens, *where, *starts, *source, *known;
+    int first, count; /* the sequences of the block */
+    int s, t, read;   /* where reading stands; sequences before `read` are in the cache */
+} Text;
+
+/* The next tokens to read, as many as a pass takes; sequence s has its last `less` tokens left out.
+ * A sequence that takes what is not read yet waits for the next pass. */
+static int gathered(const Model *m, Text *x, int less) {
+    int rows = 0;
+    for (x->read = x->s; x->s < x->count; x->s++, x->t = 0) {
+        int s = x->first + x->s, from = x->starts[s], length = x->starts[s + 1] - from - less;
+        if (x->t == 0 && x->known[s]) {
+            int other = x->source[s] - x->first;
+            if (other >= x->read && rows) return rows;
+            share(m, other, x->s, x->t = x->known[s]);
+        }
+        for (; x->t < length; x->t++, rows++) {
+            if (rows == m->rows) return rows;
+            m->token[rows] = x->tokens[from + x->t], m->where[rows] = x->where[from + x->t];
+            m->slot[rows] = x->s, m->at[rows] = x->t;
+        }
+    }
+    return rows;
+}
+
+/* Answers prompts. An item is a block of sequences, edges[item] .. edges[item + 1]. said
+ * (sequences, longest) gets `counts` tokens each, the end included; counts is -1 where a position
+ * lies beyond the table. `logprob` is a sum of doubles. `end` -1 never comes. */
 KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const float *turns,
                 float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
-                GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
-                GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
-                GLOBAL const double *draws, float temperature, float top_p, int top_k, float min_p,
-                int longest, int end,
-                GLOBAL int *said, GLOBAL int *counts, GLOBAL double *logprob, int items) {
+                GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *known,
+                GLOBAL const int *edges, GLOBAL float *memory, GLOBAL int *notes,
+                GLOBAL const i64 *room, int span, GLOBAL const double *draws, float temperature,
+                float top_p, int top_k, float min_p, int longest, int end, GLOBAL int *said,
+                GLOBAL int *counts, GLOBAL double *logprob, int items) {
     FOR_ITEMS(item, items) {
         Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
                          notes + item * room[1]);
         Taste taste = {temperature, top_p, min_p, top_k};
         GLOBAL const u8 *head = 0;
-        int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
-        for (int s = 0; s < count; s++) { /* read every prompt once */
-            int from = starts[first + s], length = starts[first + s + 1] - from;
-            if (source[first + s] != first + s) length = 0;
-            for (int t = 0; t <= length; t++) {
-                if (rows && (rows == m.rows || (s == count - 1 && t == length))) {
-                    head = forward(&m, rows);
-                    for (int r = 0; r < rows; r++) /* what comes last in a prompt stays */
-                        copy(m.n + (i64)r * width, m.last + (i64)m.slot[r] * width, width);
-                    rows = 0;
-                }
-                if (t == length) break;
-                m.token[rows] = tokens[from + t], m.where[rows] = where[from + t];
-                m.slot[rows] = s, m.at[rows] = t, rows++;
-            }
+        int first = edges[item], count = edges[item + 1] - first, width = m.width_p;
+        Text text = {tokens, where, starts, source, known, first, count, 0, 0, 0};
+        for (int rows; (rows = gathered(&m, &text, 0));) {
+            head = forward(&m, rows);
+            for (int r = 0; r < rows; r++) /* what comes last in a prompt stays */
+                copy(m.n + (i64)r * width, m.last + (i64)m.slot[r] * width, width);
         }
         for (int s = 0; s < count; s++) {
-            int other = source[first + s] - first;
-            if (other != s) share(&m, other, s, starts[first + s + 1] - starts[first + s]);
+            int all = first + s, whole = known[all] == starts[all + 1] - starts[all];
+            int other = whole ? source[all] - first : s; /* whose prompt is the same */
             copy(m.last + (i64)other * width, m.n + (i64)s * width, width);
-            m.live[s] = s, counts[first + s] = 0, logprob[first + s] = 0;
+            m.live[s] = s, counts[all] = 0, logprob[all] = 0;
         }
-        for (int i = 0, live = count; live; i++) {
+        for (int i = 0, live = count, rows; live; i++) {
             predict(&m, head, live);
             rows = 0;
             for (int a = 0; a < live; a++) {
@@ -667,41 +691,35 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const 
     }
 }
 
-/* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before. */
+/* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before;
+ * known[s] < begins[s]. */
 KERNEL score(GLOBAL const int *shape, GLOBAL const u8 *weights, GLOBAL const float *turns,
              float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
-             GLOBAL const int *starts, GLOBAL const int *begins, GLOBAL const int *edges,
-             GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *room, int span,
-             GLOBAL double *logprob, int items) {
+             GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *known,
+             GLOBAL const int *edges, GLOBAL float *memory, GLOBAL int *notes,
+             GLOBAL const i64 *room, int span, GLOBAL const int *begins, GLOBAL double *logprob,
+             int items) {
     FOR_ITEMS(item, items) {
         Model m = opened(shape, weights, turns, epsilon, span, memory + item * room[0],
                          notes + item * room[1]);
-        int first = edges[item], count = edges[item + 1] - first, rows = 0, width = m.width_p;
-        for (int s = 0; s < count; s++) {
-            int from = starts[first + s], length = starts[first + s + 1] - from - 1;
-            logprob[first + s] = 0;
-            for (int t = 0; t <= length; t++) { /* nothing comes after the last token */
-                if (rows && (rows == m.rows || (s == count - 1 && t == length))) {
-                    GLOBAL const u8 *head = forward(&m, rows);
-                    int asked = 0;
-                    for (int r = 0; r < rows; r++)
-                        if (m.at[r] + 1 >= begins[first + m.slot[r]]) {
-                            if (asked != r)
-                                copy(m.n + (i64)r * width, m.n + (i64)asked * width, width);
-                            m.live[asked++] = r;
-                        }
-                    if (asked) predict(&m, head, asked);
-                    for (int a = 0; a < asked; a++) {
-                        int r = m.live[a], all = first + m.slot[r];
-                        int word = tokens[starts[all] + m.at[r] + 1];
-                        GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
-                        logprob[all] += logprob_of(&m, logits, largest(logits, m.words_p), word);
-                    }
-                    rows = 0;
+        int first = edges[item], count = edges[item + 1] - first, width = m.width_p;
+        Text text = {tokens, where, starts, source, known, first, count, 0, 0, 0};
+        for (int s = 0; s < count; s++) logprob[first + s] = 0;
+        for (int rows; (rows = gathered(&m, &text, 1));) { /* nothing comes after the last token */
+            GLOBAL const u8 *head = forward(&m, rows);
+            int asked = 0;
+            for (int r = 0; r < rows; r++)
+                if (m.at[r] + 1 >= begins[first + m.slot[r]]) {
+                    if (asked != r)
+                        copy(m.n + (i64)r * width, m.n + (i64)asked * width, width);
+                    m.live[asked++] = r;
                 }
-                if (t == length) break;
-                m.token[rows] = tokens[from + t], m.where[rows] = where[from + t];
-                m.slot[rows] = s, m.at[rows] = t, rows++;
+            if (asked) predict(&m, head, asked);
+            for (int a = 0; a < asked; a++) {
+                int r = m.live[a], all = first + m.slot[r];
+                int word = tokens[starts[all] + m.at[r] + 1];
+                GLOBAL const float *logits = m.logits + (i64)a * m.words_p;
+                logprob[all] += logprob_of(&m, logits, largest(logits, m.words_p), word);
             }
         }
     }

@@ -795,12 +795,13 @@ KERNEL generate(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL con
     }
 }
 
-/* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before. */
+/* Log-probability of tokens[starts[s] + begins[s] .. starts[s + 1]] after what stands before. No
+ * row takes tokens from another. */
 KERNEL score(GLOBAL const int *shape, GLOBAL const float *weights, GLOBAL const float *turns,
              float epsilon, GLOBAL const int *tokens, GLOBAL const int *where,
-             GLOBAL const int *starts, GLOBAL const int *begins, GLOBAL const int *edges,
+             GLOBAL const int *starts, GLOBAL const int *source, GLOBAL const int *edges,
              GLOBAL float *memory, GLOBAL int *notes, GLOBAL const i64 *each, int slots, int span,
-             GLOBAL double *logprob ROOM_ARGUMENT) {
+             GLOBAL const int *begins, GLOBAL double *logprob ROOM_ARGUMENT) {
     ROOM;
     SHARED const Model *m =
         opened(shape, weights, turns, epsilon, slots, span, memory, notes, each, room);

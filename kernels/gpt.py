@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from community.kernels.build import CProgram, Program, lanes, numbers, zeros
+from community.kernels.text import Text, keys_of
 from community.kernels.weights import (
     Layout,
     Part,
@@ -47,6 +46,8 @@ class LanguageModel:
 
     Every row's answer and score are the same whatever rows share the call.
     """
+
+    halfway = True  # whether rows may share what is not all of a prompt
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
         """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor;
@@ -118,24 +119,17 @@ class LanguageModel:
         self._turn(max((max(*p, p[-1] + max_tokens - 1) for p in places), default=0) + 1)
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs = [0.0] * len(prompts)
-        keys = [(tuple(row), tuple(where)) for row, where in zip(prompts, places, strict=True)]
-        order = sorted(range(len(keys)), key=lambda i: (len(prompts[i]), keys[i]))
+        keys = keys_of(prompts, places)
+        order = sorted(range(len(keys)), key=lambda i: (len(keys[i]), keys[i]))
         for blocks, memory in self._blocks(order, prompts, max_tokens):
-            ids = [i for block in blocks for i in block]
-            source: list[int] = []
-            for block in blocks:
-                first: dict[Any, int] = {}
-                for i in block:
-                    source.append(first.setdefault(keys[i], len(source)))
+            text = Text.of(blocks, keys, [*map(len, keys)], 0, self.halfway)
+            ids = text.ids
             said = zeros(len(ids), max_tokens, dtype=torch.int32)
             counts = zeros(len(ids), dtype=torch.int32)
             total = zeros(len(ids), dtype=torch.float64)
             self._launch(
                 "generate",
-                [[*prompts[i]] for i in ids],
-                [[*places[i]] for i in ids],
-                source,
-                blocks,
+                text,
                 memory,
                 draws[ids].double().contiguous(),
                 0.0 if temperature < COLD else min(float(temperature), 1 / COLD),
@@ -173,53 +167,34 @@ class LanguageModel:
             raise ValueError("one start a row, from 1 to the row's length")
         self._turn(max((max(p) for p in places), default=0) + 1)
         scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        keys = keys_of(rows, places)
+        # of one prompt, answers stand together, so that they share it
+        order = sorted(range(len(keys)), key=lambda i: (starts[i], keys[i]))
         for blocks, memory in self._blocks(order, rows, 0):
-            ids = [i for block in blocks for i in block]
-            total = zeros(len(ids), dtype=torch.float64)
-            self._launch(
-                "score",
-                [[*rows[i]] for i in ids],
-                [[*places[i]] for i in ids],
-                [starts[i] for i in ids],
-                blocks,
-                memory,
-                total,
-            )
-            for i, score in zip(ids, total.tolist(), strict=True):
+            text = Text.of(blocks, keys, [start - 1 for start in starts], 1, self.halfway)
+            total = zeros(len(text.ids), dtype=torch.float64)
+            self._launch("score", text, memory, numbers(starts[i] for i in text.ids), total)
+            for i, score in zip(text.ids, total.tolist(), strict=True):
                 scores[i] = score
         return scores
 
     # -- calling ---------------------------------------------------------------------------
 
-    def _launch(
-        self,
-        kernel: str,
-        rows: list[list[int]],
-        places: list[list[int]],
-        each: list[int],
-        blocks: list[list[int]],
-        memory: Memory,
-        *more: Tensor | int | float,
-    ) -> None:
-        """Run a kernel on blocks of rows; `each` is one number a row."""
+    def _launch(self, kernel: str, text: Text, memory: Memory, *more: Tensor | int | float) -> None:
+        """Run a kernel on blocks of rows."""
         self.program(
             kernel,
             _shape(self.layout, self._places, self._kind, self._table, memory.slots),
             self.weights,
             self._turns,
             self.layout.epsilon,
-            numbers(t for row in rows for t in row),
-            numbers(p for where in places for p in where),
-            numbers(accumulate(map(len, rows), initial=0)),
-            numbers(each),
-            numbers(accumulate(map(len, blocks), initial=0)),
+            *(text.tokens, text.where, text.starts, text.source, text.known, text.edges),
             memory.floats,
             memory.ints,
             numbers((memory.floats.shape[1], memory.ints.shape[1]), torch.int64),
             memory.span,
             *more,
-            items=len(blocks),
+            items=len(text.edges) - 1,
         )
 
     def _blocks(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from community.kernels.backend import simt
 from community.kernels.build import Argument, SimtProgram, numbers, zeros
 from community.kernels.cuda import fits
 from community.kernels.gpt import LanguageModel, Memory
+from community.kernels.text import Text
 from community.kernels.weights import Layout, Part, Product, Ready, Unsupported, Vector, parts_of
 
 THREADS, ROWS, AHEAD, WAYS = 128, 10, 4, 8  # as in gpt.cu
@@ -65,6 +65,8 @@ class GpuLanguageModel(LanguageModel):
     the last, and the weights have to come from the GPU's cache again for every token.
     """
 
+    halfway = False
+
     def __init__(self, model: nn.Module, team: Team) -> None:
         """`model`: a GPT-2, Llama, Mistral or Qwen2; `team`: the kernels for the device where its
         weights lie. Raises Unsupported."""
@@ -89,33 +91,18 @@ class GpuLanguageModel(LanguageModel):
         self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 
-    def _launch(
-        self,
-        kernel: str,
-        rows: list[list[int]],
-        places: list[list[int]],
-        each: list[int],
-        blocks: list[list[int]],
-        memory: Memory,
-        *more: Tensor | int | float,
-    ) -> None:
-        """Run a kernel on blocks of rows, a team for each; `each` is one number a row."""
+    def _launch(self, kernel: str, text: Text, memory: Memory, *more: Tensor | int | float) -> None:
+        """Run a kernel on blocks of rows, a team for each."""
         team = self.team
         self._turns = self._turns.to(self.device)
-        lists = [
-            numbers(t for row in rows for t in row),
-            numbers(p for where in places for p in where),
-            numbers(accumulate(map(len, rows), initial=0)),
-            numbers(each),
-            numbers(accumulate(map(len, blocks), initial=0)),
-        ]
+        lists = (text.tokens, text.where, text.starts, text.source, text.edges)
         sizes = numbers((memory.floats.shape[1], memory.ints.shape[1]), torch.int64)
         moved = [x.to(self.device) if isinstance(x, Tensor) else x for x in more]
         given: list[Argument] = [_shape(self.layout, self._places).to(self.device), self.weights]
         given += [self._turns, self.layout.epsilon, *(x.to(self.device) for x in lists)]
         given += [memory.floats, memory.ints, sizes.to(self.device), memory.slots, memory.span]
         room = _shared(self.layout, team)
-        count = len(blocks) * team.blocks
+        count = (len(text.edges) - 1) * team.blocks
         team.program(kernel, *given, *moved, blocks=count, threads=team.threads, room=room)
         for ours, made in zip(more, moved, strict=True):
             if isinstance(ours, Tensor) and isinstance(made, Tensor):

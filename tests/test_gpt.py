@@ -297,6 +297,27 @@ def test_a_row_is_the_same_in_every_batch(name: str, weights: str, backend: str)
     assert (back[0][::-1], back[1][::-1]) == whole
 
 
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (20, 9, 4), (70, 40, 30)], ids=str)
+def test_rows_that_begin_alike_are_what_they_are_alone(
+    lengths: tuple[int, int, int], backend: str
+) -> None:
+    """To the last bit, though what they have in common is read once: a system message, a question
+    after it, an answer to that; and the ends of a row are another's beginning."""
+    pieces = [[[(3 + 5 * a + b) * (i + 2) % WORDS for i in range(n)] for a in range(3)]
+              for b, n in enumerate(lengths)]  # fmt: skip
+    asked = [s + q + a for s in pieces[0] for q in pieces[1] for a in pieces[2]]
+    asked += [s + q for s in pieces[0][:2] for q in pieces[1]] + pieces[0] + asked[:5]
+    draws = _draws(range(len(asked)), Decoding(temperature=1.0, max_tokens=6))
+    ours = LanguageModel(gpt2() if lengths[0] < 70 else llama(), program(backend))
+    tokens, logprobs = ours.generate(asked, None, draws, 6, END, 1.0, 0.9)
+    begins = [max(1, len(row) - 4) for row in asked]
+    scores = ours.score(asked, None, begins)
+    for n in range(0, len(asked), 3):
+        alone = ours.generate([asked[n]], None, draws[n : n + 1], 6, END, 1.0, 0.9)
+        assert alone == ([tokens[n]], [logprobs[n]])
+        assert ours.score([asked[n]], None, [begins[n]]) == [scores[n]]
+
+
 def test_blocks_of_several_threads_and_of_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = LanguageModel(gpt2(), any_program())
     whole = ours.generate(prompts(), None, None, 10, END)
