@@ -113,7 +113,7 @@ def _generate(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=_ones(batch),
-        logits_to_keep=1,
+        logits_to_keep=_last(1, batch),
         **remember,
     )
     logits = step.logits[:, -1]
@@ -156,6 +156,12 @@ def _cache_word(model: PreTrainedModel) -> str:
     """What the model calls its cache: `cache` from transformers 5.24 on, for most models."""
     known = inspect.signature(model.forward).parameters
     return "cache" if "cache" in known else "past_key_values"
+
+
+def _last(count: int, batch: Batch) -> Tensor:
+    """Their places. With their number torch multiplies row by row with the whole head."""
+    length = batch.tokens.shape[1]
+    return torch.arange(length - count, length, device=batch.tokens.device)
 
 
 def _ones(batch: Batch) -> Tensor:
@@ -212,7 +218,7 @@ def score(
             input_ids=batch.tokens,
             position_ids=batch.positions,
             attention_mask=_ones(batch),
-            logits_to_keep=longest + 1,
+            logits_to_keep=_last(longest + 1, batch),
             use_cache=False,
         ).logits
         logits, targets = logits[batch.copies], batch.tokens[batch.copies, -longest:]

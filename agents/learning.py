@@ -212,7 +212,8 @@ def _loss(
         # the mask is given because transformers takes restarting positions for packing.
         attention_mask=torch.ones_like(tokens).to(model.device),
         use_cache=False,
-        logits_to_keep=longest - first + 1,
+        # places and not a number: of a slice of rows torch multiplies each with the whole head
+        logits_to_keep=torch.arange(first - 1, longest, device=model.device),
     ).logits
     return nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
