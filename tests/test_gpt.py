@@ -634,6 +634,9 @@ for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
         ours.generate(asked, None, draws, 9, t.END, 1.0, p, 5, 0.1)
     ours.generate(asked[:1], None, None, 9, None)
     ours.score(asked, None, [1] * len(asked))
+    alike = [[7] * n + p[:m] for n in (9, 21, 40) for p in asked[:40:4] for m in (0, 3, 9)]
+    ours.generate(alike, None, draws[: len(alike)], 9, t.END, 1.0)
+    ours.score(alike, None, [max(1, len(row) - 2) for row in alike])
 for row in ([3, 4], 150 * [5]):  # nothing to score, in a pass or at all
     t.LanguageModel(t.llama(), program).score([row], None, [len(row)])
     t.LanguageModel(t.llama(), program).generate([row], [row[::-1]], None, 9, None)
