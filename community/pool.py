@@ -289,7 +289,7 @@ def _connect(workers: int, address: str) -> None:
             _probe(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise CommunityError(

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -57,10 +58,15 @@ PHASES = ("propose 0", "propose 1", "judge", "learn")
 
 @pytest.fixture(scope="module")
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of this file, with room for two members at work."""
-    RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
-    yield
-    ray.shutdown()
+    """One Ray for all tests of this file, with room for two members at work; beside a cluster that
+    was killed on this machine, which left its address."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as short:
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray/ray_current_cluster").write_text("127.0.0.1:9")
+        patch.setenv("RAY_TMPDIR", short)  # whose sockets take no long path
+        RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
+        yield
+        ray.shutdown()
 
 
 def spec(name: str = "sam", **options: Any) -> Spec:
