@@ -28,6 +28,7 @@ from community.replies import ideas_of, learned_of, verdicts_of
 from community.types import Agent, Learned, Study
 
 OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
+RAISED = (Exception, SystemExit)  # whatever a member raises is data, and exit() ends no run
 ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
 STARTING = Lock()  # baselines start pools side by side
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2 (RFC 9113, section 6.5)
@@ -92,7 +93,7 @@ class Worker:
             learned = learned_of(self.agent.learn(study))
         except CommunityError:
             raise
-        except Exception as error:  # whatever a member raises is data
+        except RAISED as error:
             return _failure(error)
         return learned, self.save()
 
@@ -141,7 +142,7 @@ def isolate(
     """
     try:
         return [(-1, result) for result in method(batch)]
-    except Exception as error:  # whatever a member raises is data
+    except RAISED as error:
         if len(batch) == 1:
             return [(0, _failure(error))]
     middle = len(batch) // 2
@@ -149,7 +150,7 @@ def isolate(
     return left + [(i if i < 0 else i + middle, result) for i, result in right]
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     """In characters that every ledger holds."""
     return Failure(f"{type(error).__name__}: {error}".encode(errors="replace").decode())
 

@@ -94,14 +94,17 @@ def fragile(folder: Path) -> Recipe:
     return recipe_of(folder, text)
 
 
-def test_what_a_member_raises_concerns_only_the_request_that_raised_it() -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_a_member_raises_concerns_only_the_request_that_raised_it(
+    kind: type[BaseException],
+) -> None:
     def method(batch: Any) -> list[int]:
         if 3 in batch:
-            raise ValueError("three")
+            raise kind("three")
         return [10 * x for x in batch]
 
     found = isolate(method, [1, 2, 3, 4, 5])
-    assert [r for _, r in found] == [10, 20, Failure("ValueError: three"), 40, 50]
+    assert [r for _, r in found] == [10, 20, Failure(f"{kind.__name__}: three"), 40, 50]
     assert [i for i, r in found if isinstance(r, Failure)] == [2]
 
 
@@ -112,6 +115,20 @@ def test_a_local_pool_answers_in_order_and_says_when_each_is_done(tmp_path: Path
     assert list(found) == heard == ["b", "a"]
     assert pool.call("load", {"a": (found["a"],)}) == {"a": found["a"]}
     pool.close()
+
+
+def test_a_member_that_exits_while_it_learns_ends_no_run(tmp_path: Path) -> None:
+    text = """
+from community.agents.scripted import ScriptedAgent
+
+class Exits(ScriptedAgent):
+    def learn(self, study):
+        raise SystemExit(7)
+"""
+    (tmp_path / "exits.py").write_text(text)
+    one = Spec("eve", "exits.py:Exits", 1, {}, str(tmp_path), "arithmetic")
+    found = LocalPool([one], tmp_path).call("learn", {"eve": (Study(1, 0, ()),)})
+    assert found == {"eve": Failure("SystemExit: 7")}
 
 
 def test_a_full_disk_is_named_and_not_a_failure_of_the_member(tmp_path: Path) -> None:
