@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
 from community.errors import CommunityError
@@ -29,6 +29,7 @@ from community.types import Agent, Learned, Study
 
 OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
 RAISED = (Exception, SystemExit)  # whatever a member raises is data, and exit() ends no run
+DEATHS = (RayActorError, OutOfMemoryError)  # killed by anyone, or by Ray for its memory
 ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
 STARTING = Lock()  # baselines start pools side by side
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2 (RFC 9113, section 6.5)
@@ -233,7 +234,7 @@ class RayPool:
             name = running.pop(ready[0])
             try:
                 results[name] = self._keep(name, method, ray.get(ready[0]))
-            except RayActorError as error:
+            except DEATHS as error:
                 self._actors[name] = self._start(name)
                 if attempts[name] < ATTEMPTS:
                     waiting.insert(0, name)

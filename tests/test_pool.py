@@ -203,6 +203,22 @@ class TestRay:
         assert isinstance(found["a"], Failure) and "died 3 times" in found["a"].reason
         pool.close()
 
+    def test_one_that_takes_too_much_memory_is_a_failure(self, tmp_path: Path) -> None:
+        text = """
+from ray.exceptions import OutOfMemoryError
+from community.agents.scripted import ScriptedAgent
+
+class Greedy(ScriptedAgent):
+    def load(self, folder, checkpoint):
+        raise OutOfMemoryError("which Ray gives where it killed an actor for its memory")
+"""
+        (tmp_path / "greedy.py").write_text(text)
+        greedy = Spec("a", "greedy.py:Greedy", 1, {}, str(tmp_path), "arithmetic")
+        pool = RayPool([greedy], tmp_path, 1)
+        found = pool.call("load", {"a": ("c",)})
+        assert isinstance(found["a"], Failure) and "died 3 times" in found["a"].reason
+        pool.close()
+
     def test_what_keeps_a_member_from_being_made_is_said(self, tmp_path: Path) -> None:
         pool = RayPool([spec(error=2.0)], tmp_path, 1)
         with pytest.raises(CommunityError, match="error"):
