@@ -130,8 +130,6 @@ class ChatCodec:
         shots: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self.end = int(tokenizer.eos_token_id)
-        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end)
         self._before: list[dict[str, str]] = [{"role": "system", "content": system}]
         if not system:
             self._before = []
@@ -142,24 +140,40 @@ class ChatCodec:
             ]
         try:
             self.prompt("?")
+            self.end = self._end_of_turn()
         except TemplateError as error:
             raise CommunityError(
                 f"the model cannot be asked: its chat template says {str(error)!r}; leave out "
                 "system and shots where it takes none, or choose another model"
             ) from error
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end)
 
     def prompt(self, text: str, readings: Sequence[Idea] = ()) -> list[int]:
         if readings:
             answers = "\n".join(f"- {idea.answer or idea.text}" for idea in readings)
             text = f"{text}\nOthers answered:\n{answers}"
         messages = [*self._before, {"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+        return self._tokens(self._rendered(messages, True))
+
+    def _end_of_turn(self) -> int:
+        """The special token that the template puts behind an answer; the tokenizer's own end where
+        it puts none. Gemma and Phi-3 end a turn by another token than a text."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        rest = self._rendered(turns, False).split("!")[1:]
+        behind = self._tokens("".join(rest[-1:]).strip())
+        token = self.tokenizer.added_tokens_decoder.get(behind[0]) if behind else None
+        return behind[0] if token and token.special else int(self.tokenizer.eos_token_id)
+
+    def _rendered(self, messages: list[dict[str, str]], asks: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
         )
-        return list(self.tokenizer(str(rendered), add_special_tokens=False)["input_ids"])
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
+        return [*self._tokens(text), self.end]
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

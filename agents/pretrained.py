@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +26,16 @@ from community.config import Section
 from community.errors import CommunityError
 
 if find_spec("peft"):
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import (
+        LoraConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 OTHER_SHAPE = "{path} belongs to a model of another shape; name weights made from this member's"
+OTHER_ADAPTER = "{path} is an adapter of another rank, alpha or targets; give the member the same"
 
 
 class Adapter(Section):
@@ -117,6 +124,7 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     try:
         state = load_file(path)
         if adapter:
+            _refuse_other(model, path, state.keys())
             set_peft_model_state_dict(model, state)
             return
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -124,11 +132,23 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     except SafetensorError as error:
         first = str(error).strip().splitlines()[0]
         raise CommunityError(f"{path} is damaged ({first}); restore a copy") from error
-    except RuntimeError as error:  # names every tensor of another size, in as many lines
-        raise CommunityError(OTHER_SHAPE.format(path=path)) from error
+    except (RuntimeError, ValueError) as error:  # may name every tensor of another size
+        said = OTHER_ADAPTER if adapter else OTHER_SHAPE
+        raise CommunityError(said.format(path=path)) from error
     tied = set(model.all_tied_weights_keys)
     if set(missing) - tied or unexpected:
         _load_converted(model, path)
+
+
+def _refuse_other(model: Any, path: Path, names: Set[str]) -> None:
+    """peft would take what it finds of an adapter for other targets, and scale it as its own."""
+    if names != get_peft_model_state_dict(model).keys():
+        raise ValueError("other targets")
+    if (path.parent / "adapter_config.json").is_file():
+        configs = model.peft_config["default"], LoraConfig.from_pretrained(str(path.parent))
+        own, other = ((c.lora_alpha, c.alpha_pattern, c.use_rslora) for c in configs)
+        if own != other:
+            raise ValueError("another scale")
 
 
 def _load_converted(model: PreTrainedModel, path: Path) -> None:

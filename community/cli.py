@@ -104,8 +104,8 @@ def runs() -> None:
     for path in sorted(home().glob("[!.]*/ledger.db")):
         try:
             table.add_row(path.parent.name, *_row(path))
-        except CommunityError:  # one that is damaged must not hide the others
-            table.add_row(path.parent.name, "damaged")
+        except CommunityError:  # damaged, newer or in use: it must not hide the others
+            table.add_row(path.parent.name, "unreadable")
     console.print(table if table.row_count else f"there are no runs in {home()} yet")
 
 

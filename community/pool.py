@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from safetensors import SafetensorError
 
 from community.errors import CommunityError
@@ -28,6 +28,8 @@ from community.replies import ideas_of, learned_of, verdicts_of
 from community.types import Agent, Learned, Study
 
 OF_ARENA = ("alphabet", "solve", "domain")  # what agents may ask the arena for
+RAISED = (Exception, SystemExit)  # whatever a member raises is data, and exit() ends no run
+DEATHS = (RayActorError, OutOfMemoryError)  # killed by anyone, or by Ray for its memory
 ATTEMPTS = 3  # an actor that dies each time is broken, not unlucky
 STARTING = Lock()  # baselines start pools side by side
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2 (RFC 9113, section 6.5)
@@ -92,7 +94,7 @@ class Worker:
             learned = learned_of(self.agent.learn(study))
         except CommunityError:
             raise
-        except Exception as error:  # whatever a member raises is data
+        except RAISED as error:
             return _failure(error)
         return learned, self.save()
 
@@ -141,7 +143,7 @@ def isolate(
     """
     try:
         return [(-1, result) for result in method(batch)]
-    except Exception as error:  # whatever a member raises is data
+    except RAISED as error:
         if len(batch) == 1:
             return [(0, _failure(error))]
     middle = len(batch) // 2
@@ -149,7 +151,7 @@ def isolate(
     return left + [(i if i < 0 else i + middle, result) for i, result in right]
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     """In characters that every ledger holds."""
     return Failure(f"{type(error).__name__}: {error}".encode(errors="replace").decode())
 
@@ -232,7 +234,7 @@ class RayPool:
             name = running.pop(ready[0])
             try:
                 results[name] = self._keep(name, method, ray.get(ready[0]))
-            except RayActorError as error:
+            except DEATHS as error:
                 self._actors[name] = self._start(name)
                 if attempts[name] < ATTEMPTS:
                     waiting.insert(0, name)
@@ -289,7 +291,7 @@ def _connect(workers: int, address: str) -> None:
             _probe(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise CommunityError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from time import sleep
 from typing import Any, Protocol
 
@@ -84,7 +85,7 @@ def track(
                     reason = getattr(error, "strerror", None) or error
                     raise CommunityError(f"cannot write to {to}: {reason}") from error
             told(facts["rounds_played"])
-    return shows.format(to=to, project=PROJECT)
+    return shows.format(to=quote(str(to)), project=PROJECT)
 
 
 def _news(run: Path, follow: bool) -> Iterator[Facts]:

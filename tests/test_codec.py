@@ -91,6 +91,17 @@ def test_answers_that_were_read_stand_in_the_prompt() -> None:
     assert asked == "user: four Others answered: - two - three assistant:"
 
 
+def test_an_answer_ends_as_turns_do_in_the_template() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("}}\n", "}} <turn>\n")
+    codec = ChatCodec(tokenizer)  # as those of Gemma and Phi-3, which end texts otherwise
+    assert codec.end == turn != tokenizer.eos_token_id
+    assert codec.answer("four")[-1] == turn and codec.text(codec.answer("four")) == "four"
+    assert ChatCodec(chat_tokenizer()).end == tokenizer.eos_token_id
+
+
 def test_a_chat_answer_ends_and_reads_back() -> None:
     codec = ChatCodec(chat_tokenizer())
     assert codec.answer("be brief")[-1] == codec.end == 1

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -57,10 +58,15 @@ PHASES = ("propose 0", "propose 1", "judge", "learn")
 
 @pytest.fixture(scope="module")
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of this file, with room for two members at work."""
-    RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
-    yield
-    ray.shutdown()
+    """One Ray for all tests of this file, with room for two members at work; beside a cluster that
+    was killed on this machine, which left its address."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as short:
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray/ray_current_cluster").write_text("127.0.0.1:9")
+        patch.setenv("RAY_TMPDIR", short)  # whose sockets take no long path
+        RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
+        yield
+        ray.shutdown()
 
 
 def spec(name: str = "sam", **options: Any) -> Spec:
@@ -88,14 +94,17 @@ def fragile(folder: Path) -> Recipe:
     return recipe_of(folder, text)
 
 
-def test_what_a_member_raises_concerns_only_the_request_that_raised_it() -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_a_member_raises_concerns_only_the_request_that_raised_it(
+    kind: type[BaseException],
+) -> None:
     def method(batch: Any) -> list[int]:
         if 3 in batch:
-            raise ValueError("three")
+            raise kind("three")
         return [10 * x for x in batch]
 
     found = isolate(method, [1, 2, 3, 4, 5])
-    assert [r for _, r in found] == [10, 20, Failure("ValueError: three"), 40, 50]
+    assert [r for _, r in found] == [10, 20, Failure(f"{kind.__name__}: three"), 40, 50]
     assert [i for i, r in found if isinstance(r, Failure)] == [2]
 
 
@@ -106,6 +115,20 @@ def test_a_local_pool_answers_in_order_and_says_when_each_is_done(tmp_path: Path
     assert list(found) == heard == ["b", "a"]
     assert pool.call("load", {"a": (found["a"],)}) == {"a": found["a"]}
     pool.close()
+
+
+def test_a_member_that_exits_while_it_learns_ends_no_run(tmp_path: Path) -> None:
+    text = """
+from community.agents.scripted import ScriptedAgent
+
+class Exits(ScriptedAgent):
+    def learn(self, study):
+        raise SystemExit(7)
+"""
+    (tmp_path / "exits.py").write_text(text)
+    one = Spec("eve", "exits.py:Exits", 1, {}, str(tmp_path), "arithmetic")
+    found = LocalPool([one], tmp_path).call("learn", {"eve": (Study(1, 0, ()),)})
+    assert found == {"eve": Failure("SystemExit: 7")}
 
 
 def test_a_full_disk_is_named_and_not_a_failure_of_the_member(tmp_path: Path) -> None:
@@ -177,6 +200,22 @@ class TestRay:
         dying = Spec("a", "fragile.py:Fragile", 1, {}, str(tmp_path), "arithmetic")
         pool = RayPool([dying], tmp_path, 1)
         found = pool.call("learn", {"a": (Study(2, 0, ()),)})
+        assert isinstance(found["a"], Failure) and "died 3 times" in found["a"].reason
+        pool.close()
+
+    def test_one_that_takes_too_much_memory_is_a_failure(self, tmp_path: Path) -> None:
+        text = """
+from ray.exceptions import OutOfMemoryError
+from community.agents.scripted import ScriptedAgent
+
+class Greedy(ScriptedAgent):
+    def load(self, folder, checkpoint):
+        raise OutOfMemoryError("which Ray gives where it killed an actor for its memory")
+"""
+        (tmp_path / "greedy.py").write_text(text)
+        greedy = Spec("a", "greedy.py:Greedy", 1, {}, str(tmp_path), "arithmetic")
+        pool = RayPool([greedy], tmp_path, 1)
+        found = pool.call("load", {"a": ("c",)})
         assert isinstance(found["a"], Failure) and "died 3 times" in found["a"].reason
         pool.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 import struct
@@ -119,10 +120,11 @@ def test_trackio_holds_every_figure_once(
     pytest.importorskip("trackio")
     for _ in range(2):
         done = community(tmp_path, "track", str(talked), "--with", "trackio", "--to",
-                         str(tmp_path / "t"))  # fmt: skip
+                         str(tmp_path / "a b"))  # fmt: skip
         assert (done.code, done.err) == (0, "")
-        assert done.out.startswith("to look at it: TRACKIO_DIR=")
-    with sqlite3.connect(tmp_path / "t" / f"{PROJECT}.db") as conn:
+        shown = shlex.split(done.out.removeprefix("to look at it: "))
+        assert shown[0] == f"TRACKIO_DIR={tmp_path / 'a b'}"  # a shell takes it as one word
+    with sqlite3.connect(tmp_path / "a b" / f"{PROJECT}.db") as conn:
         rows = conn.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
     conn.close()
     assert len(rows) == sum(map(len, runs.values()))

@@ -342,11 +342,17 @@ def test_the_kernels_answer_with_an_adapter(
 
 
 @pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed (extra: lora)")
-def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
-    foreign = chatty(tmp_path / "model", adapter=Adapter(rank=4)).save(tmp_path / "checkpoints")
-    agent = chatty(tmp_path / "model", adapter=Adapter(rank=2))
-    with pytest.raises(CommunityError, match=r"does not fit|belongs to"):
-        agent.load(tmp_path / "checkpoints", foreign)
+@pytest.mark.parametrize(
+    "other",
+    [{"rank": 4}, {"alpha": 8}, {"targets": ("q_proj",)}, {"targets": "all-linear"}],
+    ids=str,
+)
+def test_another_adapter_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    own = Adapter(rank=2, alpha=4, targets=("q_proj", "v_proj"))
+    adapter = own.model_copy(update=other)
+    foreign = chatty(tmp_path / "model", adapter=adapter).save(tmp_path / "checkpoints")
+    with pytest.raises(CommunityError, match="an adapter of another"):
+        chatty(tmp_path / "model", adapter=own).load(tmp_path / "checkpoints", foreign)
 
 
 @pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed (extra: lora)")
