@@ -23,6 +23,9 @@ from community.errors import CommunityError
 from community.extras import extra
 from community.home import RunArgument, home, run_folder
 from community.ledger import Ledger
+from community.lineage import as_dict, last_winner
+from community.lineage import lineage as lineage_of
+from community.lineage_tree import render
 
 app = typer.Typer(
     help="A community of expert models that answer, read, judge and teach each other.",
@@ -147,13 +150,12 @@ def lineage(
     as_json: JsonOption = False,
 ) -> None:
     """Show where an idea came from, how it was judged, and what came of it."""
-    engine = _engine()
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
-        found = engine.lineage(ledger, engine.last_winner(ledger) if idea == "last" else idea)
-        if as_json:
-            print(json.dumps(engine.as_dict(found), indent=2))
-        else:
-            console.print(engine.render_lineage(found))
+        found = lineage_of(ledger, last_winner(ledger) if idea == "last" else idea)
+    if as_json:
+        print(json.dumps(as_dict(found), indent=2))
+    else:
+        console.print(render(found))
 
 
 @app.command()

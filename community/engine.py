@@ -2,8 +2,6 @@
 
 from community.baselines import check_baselines, play_baselines
 from community.folder import create, reopen, undo
-from community.lineage import as_dict, last_winner, lineage
-from community.lineage_tree import render as render_lineage
 from community.packaged import fetch
 from community.plan import plan
 from community.progress import Display
@@ -17,18 +15,14 @@ from community.study import study
 __all__ = [
     "Display",
     "How",
-    "as_dict",
     "check_baselines",
     "create",
     "fetch",
     "figures",
-    "last_winner",
-    "lineage",
     "plan",
     "play",
     "play_baselines",
     "render",
-    "render_lineage",
     "render_scores",
     "render_study",
     "reopen",

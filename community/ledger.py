@@ -325,12 +325,12 @@ class Ledger:
 
     def content_hash(self) -> str:
         """SHA-256 of all that was said and decided, equal for equal runs; see `audit`."""
-        with self.reading() as conn:
+        with rows.seldom_collected(), self.reading() as conn:
             return audit.ledger_digest(conn)
 
     def verify(self) -> list[str]:
         """What is wrong with the ledger, one sentence each; empty if nothing is."""
-        with self.reading() as conn:
+        with rows.seldom_collected(), self.reading() as conn:
             return list(audit.problems(conn))
 
 

@@ -219,16 +219,8 @@ class Run:
         for lesson in known:
             if lesson.learner in earlier and (lesson.task, lesson.text) not in doubted:
                 earlier[lesson.learner].append(lesson)
-        first = self.recipe.first
-        taught = min(first.examples, each * n)
         return {
-            name: school.replay(
-                earlier[name],
-                self._first_lessons(name, taught),
-                n,
-                each,
-                self.seed,
-            )
+            name: school.replay(earlier[name], self._first(name)[: each * n], n, each, self.seed)
             for name in sorted(learners)
         }
 
@@ -242,10 +234,12 @@ class Run:
         doubted = school.doubted(ideas, {(task, answer) for (task, _), answer in taught.items()})
         return {(task, text) for (task, text), own in taught.items() if (task, own) in doubted}
 
-    def _first_lessons(self, name: str, count: int) -> Sequence[Lesson]:
-        """The first `count` of them, made again: they are cheaper to make than to keep."""
+    @cache  # noqa: B019  (as above)
+    def _first(self, name: str) -> Sequence[Lesson]:
+        """A member's first lessons, as many as the last round rehearses."""
+        first, learning = self.recipe.first, self.recipe.learning
+        count = min(first.examples, learning.replay * self.recipe.run.rounds)
         domains = next(table.domains for own, table in self.recipe.roster() if own == name)
-        first = self.recipe.first
         return school.first_lessons(self.arena, first, name, self.seed, count, domains)
 
     def _exam(self, round_: Round, learners: Sequence[str]) -> list[dict[str, school.Answers]]:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from fractions import Fraction
 
-from scipy.stats import binomtest
-
 from community.config import FirstSection, LearningSection
 from community.errors import CommunityError
 from community.types import Arena, Idea, Lesson, Ranking, Study, Task, seed_of
@@ -164,7 +162,19 @@ def fell(before: Answers, after: Answers, alpha: float) -> bool:
     gained = sum(after.get(task, False) and not right for task, right in before.items())
     if lost <= gained:
         return False
-    return bool(binomtest(lost, lost + gained, alternative="greater").pvalue < alpha)
+    return _as_bad_by_chance(lost, lost + gained) < alpha
+
+
+def _as_bad_by_chance(lost: int, changed: int) -> float:
+    """The chance that of so many changes that many are losses, or more.
+
+    scipy.stats would say it, too; it takes most of a second to import.
+    """
+    ways = total = 1
+    for k in range(changed, lost, -1):
+        ways = ways * k // (changed - k + 1)  # to choose k - 1 of them
+        total += ways
+    return total / 2**changed
 
 
 def share(answers: Answers) -> float | None:

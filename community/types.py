@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -45,8 +45,7 @@ def seed_of(*parts: Any) -> int:
 
 def _plain(noun: Any) -> dict[str, Any]:
     """Field names -> values, floats as a database gives them back, which knows no -0.0."""
-    values = {f.name: getattr(noun, f.name) for f in fields(noun)}
-    return {k: v + 0.0 if isinstance(v, float) else v for k, v in values.items()}
+    return {k: v + 0.0 if isinstance(v, float) else v for k, v in vars(noun).items()}
 
 
 @dataclass(frozen=True)

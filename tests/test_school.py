@@ -166,6 +166,8 @@ def test_falls_by_example() -> None:
     assert not fell(answers(0, 10), answers(10, 0), 0.05)
     assert not fell({}, {}, 0.05)
     assert not fell(answers(10, 0), answers(0, 10), 0.0)  # 0 never goes back
+    turned = {task: not right for task, right in answers(8, 7).items()}
+    assert not fell(answers(8, 7), turned, 0.5)  # half of all ways to lose 8 of 15 or more
 
 
 @given(right, st.floats(0, 0.99))
