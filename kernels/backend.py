@@ -7,6 +7,7 @@ COMMUNITY_KERNELS names one: `c` and `opencl` for the processor, `cuda` for the 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -85,16 +86,17 @@ def kernels(name: str) -> Program | None:
 
 
 @cache
-def operations(name: str) -> Any | None:
-    """The operations that `name`.c adds to torch (see operations.h); None where OpenCL or plain
-    torch is to compute, or torch does not take them: then `kernels` is called by ctypes."""
+def operation(source: str, name: str) -> Callable[..., Any] | None:
+    """The operation `name` that `source`.c adds to torch (see operations.h); None where OpenCL or
+    plain torch is to compute, or torch does not take it: then `kernels` is called by ctypes."""
     if backend("cpu")[0] != "c":
         return None
     try:
-        return build.operations(name)
+        found: Callable[..., Any] = getattr(build.operations(source), name).default
     except BuildError as error:
-        warn_once(f"{name} is called in a slower way ({error})")
+        warn_once(f"{source} is called in a slower way ({error})")
         return None
+    return found
 
 
 @cache

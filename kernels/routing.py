@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from community.kernels.backend import kernels, operations
+from community.kernels.backend import kernels, operation
 from community.kernels.build import lanes
 from community.kernels.routing_gpu import router
 from community.kernels.tracing import Operation, plain, remember, traced
@@ -200,19 +200,19 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _routed(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
-    n, e = logits.shape
-    if not logits.is_cpu or logits.dtype != torch.float32 or n * k >= 2**31:
+    if not logits.is_cpu or logits.dtype != torch.float32 or logits.numel() >= 2**31:
         return _routed_elsewhere(logits, bias, k, sigmoid)
-    if quick := operations("routing_torch"):
+    if quick := operation("routing_torch", "route"):
         x = logits.contiguous()
         steer = x if bias is None else bias.contiguous()
-        found = quick.route.default(x, steer, k << 2 | sigmoid << 1 | (bias is not None))
+        found = quick(x, steer, k << 2 | sigmoid << 1 | (bias is not None))
         if found[5]:
             raise _unfit(found[5])
         return found[:5]
     run = kernels("routing")
     if run is None:
         return _routed_elsewhere(logits, bias, k, sigmoid)
+    n, e = logits.shape
     fault, room = _own.fault, _own.floats((e + 2 * (k + _AT_ONCE)) * lanes())
     weights, whole = logits.new_empty(n, k), fault.new_empty
     experts, order, place, offsets = whole(n, k), whole(n * k), whole(n, k), whole(e + 1)
@@ -277,8 +277,8 @@ def _order(experts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         if wrong:
             raise _stray(count)
         return found
-    if quick := operations("routing_torch"):
-        sort = quick.route_sort.default(experts.contiguous(), count)
+    if quick := operation("routing_torch", "route_sort"):
+        sort = quick(experts.contiguous(), count)
         if sort[3]:
             raise _unfit(sort[3]) if sort[3] == OUT_OF_MEMORY else _stray(count)
         return sort[:3]
@@ -309,9 +309,9 @@ def _unrouted(
     grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
 ) -> Tensor:
     run = kernels("routing") if logits.is_cpu and logits.dtype == torch.float32 else None
-    if run and (quick := operations("routing_torch")):
+    if run and (quick := operation("routing_torch", "route_backward")):
         given = (grad.contiguous(), weights, experts, logits.contiguous())
-        found, wrong = quick.route_backward.default(*given, sigmoid)
+        found, wrong = quick(*given, sigmoid)
         if wrong:
             raise _unfit(wrong)
         return found

@@ -36,10 +36,10 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     except BuildError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels, chosen.operations, chosen.simt):
+    for cached in (chosen.backend, chosen.kernels, chosen.operation, chosen.simt):
         cached.cache_clear()
     yield name
-    for cached in (chosen.backend, chosen.kernels, chosen.operations, chosen.simt):
+    for cached in (chosen.backend, chosen.kernels, chosen.operation, chosen.simt):
         cached.cache_clear()
 
 
@@ -336,10 +336,10 @@ def test_a_torch_that_takes_no_operations_costs_one_warning(
         raise BuildError("undefined symbol")
 
     monkeypatch.setattr(chosen.build, "operations", refused)
-    chosen.operations.cache_clear()
+    chosen.operation.cache_clear()
     with pytest.warns(RuntimeWarning, match="slower way .undefined symbol"):
         slow = [route(logits, 3, bias, "sigmoid") for bias in (None, torch.arange(9.0))]
-    chosen.operations.cache_clear()
+    chosen.operation.cache_clear()
     for a, b in zip(quick, slow, strict=True):
         assert all(x.equal(y) for x, y in zip(a, b, strict=True))
 
@@ -354,7 +354,7 @@ program, quick = CProgram("routing", flags), operations("routing_torch", flags)
 routing.kernels = dispatch.kernels = lambda name: program
 for n, e, k in [(0, 3, 1), (1, 1, 1), (33, 5, 5), (40, 70, 23), (17, 9, 8), (16, 64, 2)]:
     for way in (None, quick):
-        routing.operations = lambda name: way
+        routing.operation = lambda _, name: way and getattr(way, name).default
         for scoring in routing.SCORINGS:
             for bias in (None, torch.randn(e)):
                 logits = t.made((n, e, k)).requires_grad_()
@@ -366,7 +366,7 @@ for n, e, k in [(0, 3, 1), (1, 1, 1), (33, 5, 5), (40, 70, 23), (17, 9, 8), (16,
         t.moved(*leaves[:2], found, leaves[2], False)
 for bad in (-1, 5, 2**40):
     for way in (None, quick):
-        routing.operations = lambda name: way
+        routing.operation = lambda _, name: way and getattr(way, name).default
         try:
             routing.arranged(torch.tensor([[bad]]), torch.ones(1, 1), 5)
         except ValueError:
