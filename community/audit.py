@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from community.config import numbered
 from community.database import Damaged, parsed
-from community.rows import canonical, mapping_of, read_learning, read_round
+from community.rows import mapping_of, read_learning, read_round
 from community.tables import (
     SCHEMA,
     checkpoints,
@@ -30,7 +31,7 @@ from community.tables import (
     tasks,
     taught,
 )
-from community.types import Checkpoint, Learning, Round, content_hash
+from community.types import Checkpoint, Learning, Round, canonical, content_hash
 
 HASHED_META = ("recipe_hash", "seed")
 """The keys of a ledger's meta that say what was run; the others say where and with what."""
@@ -202,11 +203,8 @@ def _changed_recipe(conn: Connection) -> Iterator[str]:
 
 def _changed_members(conn: Connection, recipe: Any) -> Iterator[str]:
     """No digest knows their order and what they are made of; the recipe does."""
-    wanted = [
-        (table["name"] if table["count"] == 1 else f"{table['name']}-{i}", table)
-        for table in recipe["members"]
-        for i in range(1, table["count"] + 1)
-    ]
+    tables = recipe["members"]
+    wanted = [(name, t) for t in tables for name in numbered(t["name"], t["count"])]
     found = conn.execute(select(members.c.name, members.c.spec).order_by(members.c.position)).all()
     same = [name for name, _ in wanted] == [name for name, _ in found]
     for (_, table), (_, spec) in zip(wanted, found, strict=False):

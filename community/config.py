@@ -153,6 +153,11 @@ class BaselinesSection(Section):
     shots: int = Field(4, ge=1, description="worked examples in the prompt of few-shot")
 
 
+def numbered(name: str, count: int) -> list[str]:
+    """The names of the members that a table stands for."""
+    return [name] if count == 1 else [f"{name}-{i}" for i in range(1, count + 1)]
+
+
 class Recipe(Section):
     """A whole recipe. See `runs/` for examples."""
 
@@ -190,11 +195,7 @@ class Recipe(Section):
 
     def roster(self) -> list[tuple[str, Member]]:
         """(name, table) of every member, `count` resolved into numbered names."""
-        return [
-            (m.name if m.count == 1 else f"{m.name}-{i}", m)
-            for m in self.members
-            for i in range(1, m.count + 1)
-        ]
+        return [(name, m) for m in self.members for name in numbered(m.name, m.count)]
 
     def level(self, n: int) -> int:
         """The level that round `n` (from 1) poses."""

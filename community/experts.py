@@ -30,7 +30,7 @@ def begin(
     members: Members,
     arena: Arena,
     folder: Path,
-    held: Sequence[Task] = (),
+    held: Sequence[Task],
 ) -> dict[str, Learned]:
     """Give every member its first checkpoint; returns what those learned that were taught.
 

@@ -46,7 +46,7 @@ from community.tables import (
     spent,
     tasks,
 )
-from community.types import Checkpoint, Idea, Learning, Lesson, Round, Score, Task
+from community.types import Checkpoint, Idea, Learning, Lesson, Round, Score, Task, canonical
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ def _describe(
     specs: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> None:
     if values:
-        pairs = [{"key": k, "value": rows.canonical(v)} for k, v in values.items()]
+        pairs = [{"key": k, "value": canonical(v)} for k, v in values.items()]
         conn.execute(insert(meta), pairs)
     if specs:
         entries = [

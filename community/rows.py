@@ -7,7 +7,6 @@ that order; ids become row numbers on the way in and ids again on the way out.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -48,17 +47,13 @@ from community.types import (
     Score,
     Task,
     Verdict,
+    canonical,
 )
 
 _IDEA = [f.name for f in fields(Idea) if f.name not in ("task", "parents", "decoding")]
 _DECODING = [f.name for f in fields(Decoding)]
 _RANKED = [f.name for f in fields(Ranked) if f.name not in ("task", "idea")]
 _TASK = [f.name for f in fields(Task)]
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def chunks(items: Iterable[Any], size: int = 1000) -> Iterator[list[Any]]:

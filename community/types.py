@@ -26,13 +26,17 @@ COMMUNITY = "community"
 
 
 # `json.dumps` makes an encoder a call, and a run of 12 rounds hashes some two million times
-_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return _ENCODER.encode(value)
 
 
 def content_hash(*parts: Any, length: int = 20) -> str:
     """First `length` hex digits of the SHA-256 of the parts' canonical JSON."""
-    text = _canonical(parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:length]
 
 
 def seed_of(*parts: Any) -> int:

@@ -39,7 +39,7 @@ def begin(
     specs, arena = specs_of(found, base), arena_of(found, base)
     pool = LocalPool(specs, folder / "checkpoints")
     members = Members(pool, [spec.name for spec in specs], arena, found.run.seed)
-    return experts.begin(found, specs, members, arena, folder), dict(members.checkpoints)
+    return experts.begin(found, specs, members, arena, folder, ()), dict(members.checkpoints)
 
 
 def shelves(cache: Path) -> int:
