@@ -125,8 +125,15 @@ def _holdout_table(facts: Facts) -> Table:
         for key, total in tasks.items()
     ]
     if len(rows) > 1:
-        means = (overall(shares, tasks) if shares else None for shares in columns.values())
-        rows.append(("all", f"{sum(tasks.values()):,}", *map(exact, means)))
+        whole = {name: overall(shares, tasks) if shares else None
+                 for name, shares in columns.items()}  # fmt: skip
+        ends, begins = (
+            [overall(shares, tasks) for shares in at["members"].values()] for at in (holdout, start)
+        )
+        # no member has all that the best or the weakest have line by line
+        whole |= {"best": max(ends, default=None), "weakest": min(ends, default=None)}
+        whole |= {"weakest, start": min(begins, default=None)}
+        rows.append(("all", f"{sum(tasks.values()):,}", *map(exact, whole.values())))
     note = (
         "Exact match at the end of the run. Best, mean and weakest member are taken line by line, "
         "so the best of two lines may be two members. The community and the baselines answer with "

@@ -305,6 +305,20 @@ def test_the_whole_holdout_round_by_round(tmp_path: Path) -> None:
     assert end["mean"] == pytest.approx(0.808333, abs=1e-6)
 
 
+def test_no_member_has_the_best_of_all_lines(tmp_path: Path) -> None:
+    crossed = {
+        "community": {2: 1.0, 3: 1.0, 4: 1.0},
+        "ann": {2: 0.9, 3: 0.3, 4: 0.0},
+        "bob": {2: 0.1, 3: 0.7, 4: 0.1},
+    }
+    folder = make_run(tmp_path / "crossed", Plan([crossed, crossed], [(5, 5)]))
+    write(folder)
+    (table,) = (t for t in tables((folder / "report.md").read_text()) if "weakest" in t[0])
+    column = dict(zip(table[0], zip(*table[2:], strict=True), strict=True))
+    assert column["best"] == ("0.900", "0.700", "0.100", "0.400")  # ann has 0.4 of all, bob 0.3
+    assert column["weakest"] == column["weakest, start"] == ("0.100", "0.300", "0.000", "0.300")
+
+
 def test_a_draw_is_no_win(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "good", GOOD)
     make_run(folder / "baselines" / "self-consistency", baseline({2: 0.97, 3: 0.96, 4: 0.91}))
