@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,15 @@ def test_a_budget_ends_a_run_and_bounds_what_is_left(tmp_path: Path) -> None:
         assert now.phase == phase
         assert (now.left is None) == now.spent == (tokens == 500)
         assert now.left is None or now.left <= 998 * now.recent
+
+
+def test_nobody_knows_when_a_run_ends_that_may_have_been_stopped(tmp_path: Path) -> None:
+    recipe = {"run": {"rounds": 3}, "budget": {"tokens": 0, "seconds": 0}}
+    with Ledger.create(tmp_path / "ledger.db", META | {"recipe": recipe}, MEMBERS) as ledger:
+        ledger.record(make_round(1))
+        now = course(ledger)
+    assert now.left is not None and not now.silent
+    assert replace(now, quiet=1e4).silent and replace(now, quiet=1e4).left is None
 
 
 def test_a_round_read_before_its_learning_is_read_again(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Course:
     @property
     def left(self) -> float | None:
         """Time left, from the last rounds; None where nothing is known of it."""
-        if self.over or self.spent or not self.recent or not self.planned:
+        if self.over or self.spent or self.silent or not self.recent or not self.planned:
             return None
         waited = min(self.quiet or 0.0, self.recent)
         left = self.recent * (self.planned - self.pulse.round) - waited
