@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from safetensors import SafetensorError
 
 from community.errors import CommunityError
@@ -213,6 +215,9 @@ class RayPool:
         self._share = min(1.0, workers / max(1, len(specs)))
         _refuse_too_many(specs, self._share)
         self._checkpoints = dict.fromkeys(self._specs, "")
+        # All members find room together, or wait: of two runs, each with some of its members
+        # placed, neither would ever go on.
+        self._room = placement_group([self._needs(spec) for spec in specs], "SPREAD")
         self._actors = {name: self._start(name) for name in self._specs}
 
     def call(
@@ -247,16 +252,20 @@ class RayPool:
 
     def close(self) -> None:
         """Stop the actors. Ray itself stays up for the pools to come."""
-        for actor in self._actors.values():
-            ray.kill(actor)
+        remove_placement_group(self._room)
         self._actors.clear()
 
     def _start(self, name: str) -> Any:
         spec = self._specs[name]
+        place = PlacementGroupSchedulingStrategy(self._room, list(self._specs).index(name))
+        needs = self._needs(spec)
         actor = ray.remote(Worker).options(
-            num_cpus=spec.cpus or self._share, num_gpus=spec.gpus, name=None
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], scheduling_strategy=place
         )
         return actor.remote(spec, self._folder, self._checkpoints[name])
+
+    def _needs(self, spec: Spec) -> dict[str, float]:
+        return {"CPU": spec.cpus or self._share, "GPU": spec.gpus}
 
     def _keep(self, name: str, method: str, result: Any) -> Any:
         """Remember where a member stands, for the day its actor dies."""

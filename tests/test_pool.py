@@ -64,7 +64,7 @@ def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (Path(short) / "ray").mkdir()
         (Path(short) / "ray/ray_current_cluster").write_text("127.0.0.1:9")
         patch.setenv("RAY_TMPDIR", short)  # whose sockets take no long path
-        RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
+        RayPool([spec()], tmp_path_factory.mktemp("ray"), workers=2).close()
         yield
         ray.shutdown()
 
@@ -194,6 +194,23 @@ class TestRay:
         ray.kill(pool._actors["a"])
         assert pool.call("save", {"a": (), "b": ()}) == first
         pool.close()
+
+    @pytest.mark.slow
+    def test_two_pools_that_start_together_do_not_wait_for_each_other(self, tmp_path: Path) -> None:
+        saved = []
+
+        def save() -> None:
+            names = dict.fromkeys("abc", ())
+            pool = RayPool([spec(name) for name in names], tmp_path, 2)
+            saved.append(pool.call("save", names))
+            pool.close()
+
+        threads = [threading.Thread(target=save, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert len(saved) == 2 and saved[0] == saved[1]
 
     def test_one_that_always_dies_is_a_failure(self, tmp_path: Path) -> None:
         (tmp_path / "fragile.py").write_text(FRAGILE.replace("mark.touch()", ""))
