@@ -12,10 +12,11 @@ import inspect
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any, Protocol
 
 import ray
@@ -208,7 +209,8 @@ class RayPool:
         for more than the cluster has.
         """
         with STARTING:
-            _connect(workers, address)
+            if not ray.is_initialized():
+                _lasting(lambda: _connect(workers, address))
         self._specs = {spec.name: spec for spec in specs}
         self._folder = str(folder.resolve())
         self._workers = workers
@@ -288,9 +290,28 @@ def _refuse_too_many(specs: Sequence[Spec], share: float) -> None:
             )
 
 
-def _connect(workers: int, address: str) -> None:
-    if ray.is_initialized():
+def _lasting(start: Callable[[], None]) -> None:
+    """Call it in a thread that stays: Ray's processes end with the thread that started them, and
+    this process with them."""
+    if current_thread() is main_thread():
+        start()
         return
+    started: Future[None] = Future()
+
+    def stay() -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            Event().wait()
+
+    Thread(target=stay, daemon=True).start()
+    started.result()
+
+
+def _connect(workers: int, address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}

@@ -58,13 +58,16 @@ PHASES = ("propose 0", "propose 1", "judge", "learn")
 
 @pytest.fixture(scope="module")
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of this file, with room for two members at work; beside a cluster that
-    was killed on this machine, which left its address."""
+    """One Ray for all tests of this file, with room for two members at work: started by a thread
+    that is gone, beside a cluster that was killed on this machine, which left its address."""
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as short:
         (Path(short) / "ray").mkdir()
         (Path(short) / "ray/ray_current_cluster").write_text("127.0.0.1:9")
         patch.setenv("RAY_TMPDIR", short)  # whose sockets take no long path
-        RayPool([spec()], tmp_path_factory.mktemp("ray"), workers=2).close()
+        folder = tmp_path_factory.mktemp("ray")
+        thread = threading.Thread(target=lambda: RayPool([spec()], folder, workers=2).close())
+        thread.start()
+        thread.join()
         yield
         ray.shutdown()
 
