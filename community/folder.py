@@ -17,6 +17,7 @@ from community.config import Recipe, read
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
+from community.plugins import reread
 from community.types import Arena, Split
 from community.world import posed
 
@@ -58,6 +59,7 @@ def _refuse_taken(folder: Path) -> None:
 
 def check(recipe: Recipe, base: Path) -> None:
     """Raises CommunityError for what the recipe names in vain, before anything is written."""
+    reread()
     names = [spec.name for spec in specs_of(recipe, base)]
     _pose_each(recipe, arena_of(recipe, base))
     router_of(recipe, names)
@@ -111,6 +113,7 @@ def reopen(folder: Path) -> tuple[Recipe, Path]:
     if not path.is_file():
         raise CommunityError(f"there is no run in {folder}; `community runs` lists what there is")
     recipe = read(path)
+    reread()
     return recipe, refuse_changes(recipe, folder)
 
 

@@ -147,6 +147,8 @@ class Members:
         return ideas
 
     def _answered(self, task: Task, idea: Idea) -> Idea:
+        """With its answer, and the checkpoint that its author stands at, whatever that says."""
+        idea = replace(idea, checkpoint=self.checkpoints[idea.author])
         return idea if idea.failure else replace(idea, answer=answered(self.arena, task, idea.text))
 
     def _failed(self, name: str, request: Request, failure: Failure) -> Idea:

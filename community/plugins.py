@@ -33,6 +33,8 @@ RECIPES = HERE / "runs"
 PLURAL = {"arena": "arenas", "agent": "agents", "topology": "topologies", "ranker": "rankers"}
 PROTOCOL: dict[str, type] = {"arena": Arena, "agent": Agent}
 
+_loaded: dict[str, tuple[Path, bytes]] = {}  # name of a module -> its file and what was in it
+
 
 class _Ours(NamedTuple):
     """Where one of our own things is, and the first line of its docstring."""
@@ -181,6 +183,15 @@ def _from_module(name: str) -> ModuleType:
         raise CommunityError(f"cannot import {name}: {error}; install or mend it") from error
 
 
+def reread() -> None:
+    """Forget the files that were edited since they were loaded, such as between two runs of a
+    notebook; while a run plays, its parts stay what they are."""
+    for name, (path, content) in list(_loaded.items()):
+        if not path.is_file() or path.read_bytes() != content:
+            _loaded.pop(name, None)
+            sys.modules.pop(name, None)
+
+
 def _from_file(path: Path) -> ModuleType:
     """The module in a file, loaded once however many names of a recipe point to it."""
     if not os.path.isfile(path):  # noqa: PTH113  (as above)
@@ -191,8 +202,11 @@ def _from_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader, "a .py file always has a loader"
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    content = path.read_bytes()
+    _loaded[name] = path.resolve(), content
     try:
-        spec.loader.exec_module(module)
+        # not by the loader: bytecode that it keeps outlives an edit within the same second
+        exec(compile(content, path, "exec"), vars(module))
     except BaseException as error:
         del sys.modules[name]  # so that a second try reads the file again
         if isinstance(error, ImportError | SyntaxError):

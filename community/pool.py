@@ -12,14 +12,17 @@ import inspect
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from safetensors import SafetensorError
 
 from community.errors import CommunityError
@@ -206,13 +209,17 @@ class RayPool:
         for more than the cluster has.
         """
         with STARTING:
-            _connect(workers, address)
+            if not ray.is_initialized():
+                _lasting(lambda: _connect(workers, address))
         self._specs = {spec.name: spec for spec in specs}
         self._folder = str(folder.resolve())
         self._workers = workers
         self._share = min(1.0, workers / max(1, len(specs)))
         _refuse_too_many(specs, self._share)
         self._checkpoints = dict.fromkeys(self._specs, "")
+        # All members find room together, or wait: of two runs, each with some of its members
+        # placed, neither would ever go on.
+        self._room = placement_group([self._needs(spec) for spec in specs], "SPREAD")
         self._actors = {name: self._start(name) for name in self._specs}
 
     def call(
@@ -247,16 +254,20 @@ class RayPool:
 
     def close(self) -> None:
         """Stop the actors. Ray itself stays up for the pools to come."""
-        for actor in self._actors.values():
-            ray.kill(actor)
+        remove_placement_group(self._room)
         self._actors.clear()
 
     def _start(self, name: str) -> Any:
         spec = self._specs[name]
+        place = PlacementGroupSchedulingStrategy(self._room, list(self._specs).index(name))
+        needs = self._needs(spec)
         actor = ray.remote(Worker).options(
-            num_cpus=spec.cpus or self._share, num_gpus=spec.gpus, name=None
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], scheduling_strategy=place
         )
         return actor.remote(spec, self._folder, self._checkpoints[name])
+
+    def _needs(self, spec: Spec) -> dict[str, float]:
+        return {"CPU": spec.cpus or self._share, "GPU": spec.gpus}
 
     def _keep(self, name: str, method: str, result: Any) -> Any:
         """Remember where a member stands, for the day its actor dies."""
@@ -279,9 +290,28 @@ def _refuse_too_many(specs: Sequence[Spec], share: float) -> None:
             )
 
 
-def _connect(workers: int, address: str) -> None:
-    if ray.is_initialized():
+def _lasting(start: Callable[[], None]) -> None:
+    """Call it in a thread that stays: Ray's processes end with the thread that started them, and
+    this process with them."""
+    if current_thread() is main_thread():
+        start()
         return
+    started: Future[None] = Future()
+
+    def stay() -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            Event().wait()
+
+    Thread(target=stay, daemon=True).start()
+    started.result()
+
+
+def _connect(workers: int, address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -126,7 +126,9 @@ class Run:
             pool, self.names, self.arena, self.seed, how.listener, recipe.tasks.phrasings
         )
         self.router = router_of(recipe, self.names)
-        self.started = monotonic()
+        # of this run alone: a cache on the methods would keep every run of a process
+        self.tasks = cache(partial(tasks_of, recipe, self.arena))
+        self._first = cache(self._first_lessons)
 
     def play(self) -> None:
         """From the last thing recorded to the last round, or to the end of the budget."""
@@ -172,11 +174,6 @@ class Run:
         round_ = play_round(n, tasks, self.members, graph, self.router, world, rules)
         self.ledger.record(round_)
         return round_
-
-    @cache  # noqa: B019  (a run lives as long as its process)
-    def tasks(self, split: Split, n: int = 0) -> tuple[Task, ...]:
-        """The tasks of a split; of round n where it is the train split. Each once."""
-        return tasks_of(self.recipe, self.arena, split, n)
 
     # -- learning ----------------------------------------------------------------------
 
@@ -234,8 +231,7 @@ class Run:
         doubted = school.doubted(ideas, {(task, answer) for (task, _), answer in taught.items()})
         return {(task, text) for (task, text), own in taught.items() if (task, own) in doubted}
 
-    @cache  # noqa: B019  (as above)
-    def _first(self, name: str) -> Sequence[Lesson]:
+    def _first_lessons(self, name: str) -> Sequence[Lesson]:
         """A member's first lessons, as many as the last round rehearses."""
         first, learning = self.recipe.first, self.recipe.learning
         count = min(first.examples, learning.replay * self.recipe.run.rounds)

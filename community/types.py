@@ -211,7 +211,7 @@ class Score:
     """Exact match of one solver on one split and level: `right` of `total`."""
 
     round: int
-    solver: str  # a member, "community", "mean", or "baseline:..."
+    solver: str  # a member, or "community"
     split: Split
     domain: str
     level: int

@@ -61,6 +61,21 @@ def test_ideas_come_member_by_member_with_their_answers(tmp_path: Path) -> None:
     assert all(i.answer == i.text for i in ideas)
 
 
+def test_an_idea_is_of_the_checkpoint_that_its_author_stands_at(tmp_path: Path) -> None:
+    (tmp_path / "stack.py").write_text("""
+from community.agents.scripted import ScriptedAgent
+
+class Stack(ScriptedAgent):
+    def save(self, folder):
+        return super().save(folder) + "-of-a-part"
+""")
+    pool = LocalPool([Spec("ada", "stack.py:Stack", 1, {}, str(tmp_path), "arithmetic")], tmp_path)
+    crowd = Members(pool, ["ada"], ARENA, 7)
+    crowd.save()
+    ideas = crowd.propose(1, {"ada": TASKS})
+    assert {idea.checkpoint for idea in ideas} == {crowd.checkpoints["ada"]}
+
+
 def test_an_answer_depends_on_member_round_task_and_purpose(tmp_path: Path) -> None:
     with members(tmp_path) as crowd:
         whole = crowd.propose(1, EVERYONE)

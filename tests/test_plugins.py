@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from community import plugins
+from community.config import parse
 from community.errors import CommunityError
+from community.folder import create
+from community.ledger import Ledger
+from community.run import How, play
 
 PARROT = '''
 """An arena for tests."""
@@ -137,6 +141,24 @@ def test_a_broken_file_is_said_and_read_again_when_mended(tmp_path: Path) -> Non
     assert "cannot import" in refusal("arena", "broken.py:Parrot", tmp_path)
     file.write_text(PARROT + "# mended\n")
     assert plugins.load("arena", "broken.py:Parrot", tmp_path)
+
+
+def test_an_edited_file_is_read_again_by_the_run_that_begins(tmp_path: Path) -> None:
+    for error in ("0.0", "1.0"):
+        (tmp_path / "mine.py").write_text(f"""
+from community.agents.scripted import ScriptedAgent
+
+def mine(name: str, seed: int, solve=None):
+    return ScriptedAgent(name, seed, solve=solve, error={error})
+""")
+        members = [{"use": "mine.py:mine"}]
+        tasks = {"train": 3, "holdout": 4}
+        run = {"pool": "local", "rounds": 0}
+        data = {"run": run, "tasks": tasks, "members": members, "arena": {"use": "arithmetic"}}
+        create(parse(data), tmp_path, tmp_path / error)
+        play(tmp_path / error, How())
+        with Ledger.open(tmp_path / error / "ledger.db") as ledger:
+            assert {score.right / score.total for score in ledger.scores()} == {1 - float(error)}
 
 
 def test_a_bug_in_a_file_keeps_its_traceback(tmp_path: Path) -> None:

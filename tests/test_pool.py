@@ -58,13 +58,16 @@ PHASES = ("propose 0", "propose 1", "judge", "learn")
 
 @pytest.fixture(scope="module")
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of this file, with room for two members at work; beside a cluster that
-    was killed on this machine, which left its address."""
+    """One Ray for all tests of this file, with room for two members at work: started by a thread
+    that is gone, beside a cluster that was killed on this machine, which left its address."""
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as short:
         (Path(short) / "ray").mkdir()
         (Path(short) / "ray/ray_current_cluster").write_text("127.0.0.1:9")
         patch.setenv("RAY_TMPDIR", short)  # whose sockets take no long path
-        RayPool([], tmp_path_factory.mktemp("ray"), workers=2).close()
+        folder = tmp_path_factory.mktemp("ray")
+        thread = threading.Thread(target=lambda: RayPool([spec()], folder, workers=2).close())
+        thread.start()
+        thread.join()
         yield
         ray.shutdown()
 
@@ -194,6 +197,23 @@ class TestRay:
         ray.kill(pool._actors["a"])
         assert pool.call("save", {"a": (), "b": ()}) == first
         pool.close()
+
+    @pytest.mark.slow
+    def test_two_pools_that_start_together_do_not_wait_for_each_other(self, tmp_path: Path) -> None:
+        saved = []
+
+        def save() -> None:
+            names = dict.fromkeys("abc", ())
+            pool = RayPool([spec(name) for name in names], tmp_path, 2)
+            saved.append(pool.call("save", names))
+            pool.close()
+
+        threads = [threading.Thread(target=save, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert len(saved) == 2 and saved[0] == saved[1]
 
     def test_one_that_always_dies_is_a_failure(self, tmp_path: Path) -> None:
         (tmp_path / "fragile.py").write_text(FRAGILE.replace("mark.touch()", ""))

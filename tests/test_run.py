@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from pathlib import Path
@@ -255,6 +256,15 @@ class TestResuming:
         before = (run / "ledger.db").read_bytes()
         assert play(run, LOCAL) == ""
         assert (run / "ledger.db").read_bytes() == before
+
+    def test_nothing_of_a_run_stays_in_memory(self, tmp_path: Path) -> None:
+        def kept() -> int:
+            gc.collect()
+            return sum(isinstance(thing, Run) for thing in gc.get_objects())
+
+        before = kept()
+        play(made(tmp_path), LOCAL)
+        assert kept() == before
 
     def test_a_token_budget_ends_a_run_at_the_same_clean_point(self, tmp_path: Path) -> None:
         whole = made(tmp_path, CROWD.replace("rounds = 2", "rounds = 4"), "whole")
