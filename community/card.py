@@ -16,7 +16,6 @@ from community.ledger import Ledger
 from community.packaged import PACKAGED
 from community.wanted import Counts, Wanted
 
-SUFFIX = {"jsonl": "jsonl", "parquet": "parquet"}
 MANY = 20
 """Members and kinds of tasks that are listed; further ones are counted."""
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
@@ -93,8 +92,8 @@ def _head(
         "pretty_name": _title(meta, wanted),
         "size_categories": [size],
     }
-    if wanted.kind in SUFFIX:
-        files = [{"split": s, "path": f"{s}.{SUFFIX[wanted.kind]}"} for s in _splits(counts)]
+    if wanted.kind != "hf":
+        files = [{"split": s, "path": f"{s}.{wanted.kind}"} for s in _splits(counts)]
         named = {"config_name": "default", "description": f"sha256 {digest}"}
         facts["configs"] = [{**named, "data_files": files}]
         features = [_feature(*c) for c in columns_of(wanted.format, wanted.chat).items()]

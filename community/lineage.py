@@ -9,7 +9,7 @@ A checkpoint may have thousands of lessons, so each step shows a few and counts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select
@@ -328,8 +328,3 @@ def _made_of(conn: Connection, lesson: int) -> tuple[tuple[Node, ...], list[int]
         nodes.append(_checkpoint_node(checkpoint, shown, total, ideas=total))
         followed += best
     return tuple(nodes), followed
-
-
-def as_dict(found: Lineage) -> dict[str, Any]:
-    """The lineage as JSON values."""
-    return asdict(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from rich.text import Text
 from textual import work
@@ -243,6 +243,3 @@ def nothing_yet(course: Course | None) -> str:
     if not course.pulse.round:
         return f"No round yet: {count(course.members, 'member')} had first lessons."
     return "There is nothing of this kind in the ledger."
-
-
-AnyPage = Page[Any]
