@@ -15,6 +15,7 @@ from community.formats import FORMATS, columns_of
 from community.ledger import Ledger
 from community.packaged import PACKAGED
 from community.wanted import Counts, Wanted
+from community.words import count
 
 MANY = 20
 """Members and kinds of tasks that are listed; further ones are counted."""
@@ -127,14 +128,14 @@ def _story(ledger: Ledger, meta: Mapping[str, Any], wanted: Wanted, counts: Coun
     domains = ", ".join(sorted({domain for domain, _ in counts.domains}))
     world = _world(counts)
     played = (
-        f"A community of {_count(len(ledger.members()), 'model')} answered tasks, read and judged "
+        f"A community of {count(len(ledger.members()), 'model')} answered tasks, read and judged "
         "each other's ideas, and ranked them; every idea is in the run's ledger, and these rows "
         "were taken from it by `community export`. "
     )
     return (
         played
         + f"They come from {rounds} of {ledger.last_round()} ({domains}); {counts.ideas:,} ideas "
-        f"were read and {_count(counts.total, 'row')} written. {world} Tasks of the run's own "
+        f"were read and {count(counts.total, 'row')} written. {world} Tasks of the run's own "
         "validation and holdout are not among them.\n\n"
         f"Recipe `{meta.get('recipe_hash', '')}`, seed {meta.get('seed', 0)}. Texts were written "
         "by the models and nobody has read them all: a winner is the answer the community "
@@ -277,7 +278,3 @@ def _fenced(text: str, language: str = "json") -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -17,11 +17,11 @@ from community.dashboard.asked import asked, rounds
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import nothing_yet
 from community.dashboard.searching import Searching
-from community.dashboard.words import count, one_line, signed
 from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Found, Order, Query, search
 from community.search import count as how_many
+from community.words import count, one_line, signed
 
 SORTS: tuple[Order, ...] = ("round", "strength", "arena", "author")
 """In the order in which s takes them."""

@@ -28,9 +28,9 @@ from community.dashboard.kin import (
     grow,
 )
 from community.dashboard.page import Page, nothing_yet
-from community.dashboard.words import SHORT, count, one_line, share, signed
 from community.errors import CommunityError
 from community.ledger import Ledger
+from community.words import SHORT, count, one_line, share, signed
 
 Node = TreeNode[Branch]
 

@@ -19,8 +19,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.worker import get_current_worker
 
-from community.dashboard.words import padded
 from community.errors import CommunityError
+from community.words import padded
 
 PAGE = 100
 """Rows fetched at once."""

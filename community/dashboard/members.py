@@ -17,9 +17,9 @@ from textual.worker import get_current_worker
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import Page, nothing_yet
 from community.dashboard.people import Member, Portrait, people, portrait
-from community.dashboard.words import SHORT, interval, number, one_line, share, signed, spark
 from community.errors import CommunityError
 from community.ledger import Ledger
+from community.words import SHORT, interval, number, one_line, share, signed, spark
 
 PLACEMENT = {"name", "count", "cpus", "gpus", "use", "backend", "domains"}
 """Options of a member that are said elsewhere, or that change nothing."""

@@ -16,10 +16,10 @@ from textual.widgets import Footer, Static
 from textual.worker import get_current_worker
 
 from community.dashboard.course import Course, Curves, Pulse
-from community.dashboard.words import clip, count, meter
 from community.errors import CommunityError
 from community.findings import duration
 from community.ledger import Ledger
+from community.words import clip, count, meter
 
 PAGES = ("overview", "members", "network", "ideas", "lineage", "idea", "lessons")
 """The screens in the order of their keys, 1 to 7."""
