@@ -112,7 +112,7 @@ def best_at_start(ledger: Ledger) -> str:
 def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:
     """The recipe of a baseline: the community's, for one member. See the module."""
     data: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
-    table = next(t for name, t in recipe.roster() if name == best)
+    table = dict(recipe.roster())[best]
     member = table.model_dump(mode="json", exclude_none=True) | {"name": best, "count": 1}
     data["members"] = [member]
     data["run"] |= {"name": f"{recipe.run.name}-{kind}"}

@@ -239,7 +239,7 @@ class Run:
         """A member's first lessons, as many as the last round rehearses."""
         first, learning = self.recipe.first, self.recipe.learning
         count = min(first.examples, learning.replay * self.recipe.run.rounds)
-        domains = next(table.domains for own, table in self.recipe.roster() if own == name)
+        domains = dict(self.recipe.roster())[name].domains
         return school.first_lessons(self.arena, first, name, self.seed, count, domains)
 
     def _exam(self, round_: Round, learners: Sequence[str]) -> list[dict[str, school.Answers]]:
