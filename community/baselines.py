@@ -22,7 +22,7 @@ from community.config import Recipe, parse
 from community.errors import CommunityError
 from community.folder import create, reopen
 from community.ledger import Ledger
-from community.members import Silence
+from community.members import Listener
 from community.parts import arena_of, specs_of
 from community.run import How, play
 from community.types import Idea, seed_of
@@ -84,7 +84,7 @@ class Stopped(Exception):
     """Another baseline failed, or the user had enough."""
 
 
-class Stoppable(Silence):
+class Stoppable(Listener):
     """Says nothing, and ends a run before its next phase once `stop` is set."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from community.config import Recipe
 from community.errors import unknown
 from community.folder import reopen
 from community.ledger import Ledger
-from community.members import Listener, Members, Silence
+from community.members import Listener, Members
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
 from community.round import deliberate, nothing_known, play_round
@@ -48,7 +48,7 @@ class How:
     pool: str = ""  # "" is the recipe's
     workers: int = 0  # 0 is the recipe's
     address: str = ""  # of a Ray cluster
-    listener: Listener = field(default_factory=Silence)
+    listener: Listener = field(default_factory=Listener)
 
     def place(self, recipe: Recipe) -> str:
         """local or ray. Raises CommunityError for anything else."""
