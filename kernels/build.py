@@ -23,6 +23,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,9 +90,7 @@ class CProgram:
 def program(name: str, backend: str) -> Program:
     """The kernels of `name`.c by backend "c" or "opencl". Raises BuildError."""
     if backend == "opencl":
-        if find_spec("pyopencl") is None:
-            raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
-        made: Program = import_module("community.kernels.opencl").ClProgram(name)
+        made: Program = _opencl().ClProgram(name)
         return made
     return CProgram(name)
 
@@ -117,10 +116,14 @@ def _loaded(name: str, path: Path) -> ctypes.CDLL:
 @cache_calls
 def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
     """The kernels of `name`.cu by OpenCL on the processor. Raises BuildError."""
+    made: SimtProgram = _opencl().ClSimtProgram(name, flags)
+    return made
+
+
+def _opencl() -> ModuleType:
     if find_spec("pyopencl") is None:
         raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
-    made: SimtProgram = import_module("community.kernels.opencl").ClSimtProgram(name, flags)
-    return made
+    return import_module("community.kernels.opencl")
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
