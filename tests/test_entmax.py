@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
 from torch import Tensor
 
-from community.kernels import backend as chosen
-from community.kernels import build
 from community.kernels import entmax as module
 from community.kernels.attention import factors, scores, shared
 from community.kernels.entmax import entmax15, entmax_attention, reference, sparsemax
@@ -27,20 +26,9 @@ SIZES = st.tuples(
 
 
 @pytest.fixture(params=["c", "opencl"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name: str = request.param
-    if name == "c" and build.compiler() is None:
-        pytest.skip("no C compiler")
-    try:
-        build.program("entmax", name)
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    with computed_by(request.param, "entmax") as name:
+        yield name
 
 
 def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:

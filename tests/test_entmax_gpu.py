@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from cuda_emulator import emulated
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -264,22 +265,13 @@ def test_opcheck(device: str, alpha: float) -> None:
 @pytest.mark.slow
 def test_simt_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """COMMUNITY_KERNELS=simt takes what is public here, and asks nobody else."""
-    try:
-        simt_program("probe")
-    except BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", "simt")
     monkeypatch.delattr(module, "_program")
-    caches = (chosen.backend, chosen.kernels, chosen.simt)
-    for cached in caches:
-        cached.cache_clear()
-    q = make((1, 1, 1, 3, 5, 8, 8))[0].requires_grad_()
-    for alpha in ALPHAS:
-        out = entmax_attention(q, q, q, alpha=alpha)
-        found = [out, weigh(alpha)(q)]
-        expected = [plain(q, q, q, torch.ones(1), alpha, causal=False), reference(q, alpha)]
-        gradients = [torch.autograd.grad(x[0].sum(), q)[0] for x in (found, expected)]
-        for a, b in [*zip(found, expected, strict=True), gradients]:
-            torch.testing.assert_close(a, b)
-    for cached in caches:
-        cached.cache_clear()
+    with computed_by("simt", "probe"):
+        q = make((1, 1, 1, 3, 5, 8, 8))[0].requires_grad_()
+        for alpha in ALPHAS:
+            out = entmax_attention(q, q, q, alpha=alpha)
+            found = [out, weigh(alpha)(q)]
+            expected = [plain(q, q, q, torch.ones(1), alpha, causal=False), reference(q, alpha)]
+            gradients = [torch.autograd.grad(x[0].sum(), q)[0] for x in (found, expected)]
+            for a, b in [*zip(found, expected, strict=True), gradients]:
+                torch.testing.assert_close(a, b)
