@@ -635,14 +635,6 @@ class TestRefusals:
 # -- the command ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, `tiny`."""
-    folder = tmp_path_factory.mktemp("played")
-    assert community(folder, "run", write_recipe(folder, CROWD)).code == 0
-    return folder
-
-
 class TestCommand:
     def test_it_exports_and_counts(self, played: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
