@@ -147,16 +147,12 @@ def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
     """Put a checkpoint on the shelf; a run needs it there as little as it needs a cache."""
     try:
         _copy(source, shelf / source.name)
-        _label(shelf, json.dumps([source.name, asdict(fresh)]))
+        with aside(shelf / LABEL) as part:
+            part.write_text(json.dumps([source.name, asdict(fresh)]))
+            part.replace(shelf / LABEL)
     except (CommunityError, OSError) as error:
         said = f"first experts are taught anew in every run: {error}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)
-
-
-def _label(shelf: Path, text: str) -> None:
-    with aside(shelf / LABEL) as part:
-        part.write_text(text)
-        part.replace(shelf / LABEL)
 
 
 def _copy(source: Path, target: Path) -> None:

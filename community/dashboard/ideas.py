@@ -168,7 +168,7 @@ def ideas_at(
 def query_of(text: str, before: Query) -> Query:
     """What is typed as a query, sorted as before. CommunityError where it makes no sense."""
     words, fields = asked(text, ("author", "arena", "round", "id"))
-    first, last = rounds(fields["round"]) if "round" in fields else (1, None)
+    first, last = rounds(fields.get("round", ""))
     return Query(
         words, fields.get("author", ""), fields.get("arena", ""), first, last,
         before.sort, before.descending,

@@ -106,7 +106,7 @@ class LessonsPage(Searching[Hits]):
 def wish_of(text: str) -> Wish:
     """What is typed as a wish. CommunityError where it makes no sense."""
     words, fields = asked(text, ("learner", "author", "round"))
-    first, last = rounds(fields["round"]) if "round" in fields else (1, None)
+    first, last = rounds(fields.get("round", ""))
     return Wish(words, fields.get("learner", ""), fields.get("author", ""), first, last)
 
 
