@@ -33,6 +33,7 @@ from torch import Tensor
 from community.cache import cache
 
 SOURCES = Path(__file__).resolve().parent
+CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 COMPILERS = ("gcc", "clang", "cc")
 FLAGS = (
     *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"),
