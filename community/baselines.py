@@ -22,7 +22,7 @@ from community.config import Recipe, parse
 from community.errors import CommunityError
 from community.folder import create, reopen
 from community.ledger import Ledger
-from community.members import Silence
+from community.members import Listener
 from community.parts import arena_of, specs_of
 from community.run import How, play
 from community.types import Idea, seed_of
@@ -84,7 +84,7 @@ class Stopped(Exception):
     """Another baseline failed, or the user had enough."""
 
 
-class Stoppable(Silence):
+class Stoppable(Listener):
     """Says nothing, and ends a run before its next phase once `stop` is set."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def best_at_start(ledger: Ledger) -> str:
 def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:
     """The recipe of a baseline: the community's, for one member. See the module."""
     data: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
-    table = next(t for name, t in recipe.roster() if name == best)
+    table = dict(recipe.roster())[best]
     member = table.model_dump(mode="json", exclude_none=True) | {"name": best, "count": 1}
     data["members"] = [member]
     data["run"] |= {"name": f"{recipe.run.name}-{kind}"}

@@ -130,9 +130,3 @@ def tidy(axes: Axes) -> None:
 def beside(axes: Axes) -> None:
     """The legend outside, where it hides nothing."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
-
-
-def fitted(text: str, width: int) -> str:
-    """A text as one printable line of at most so many characters: models say anything."""
-    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return plain if len(plain) <= width else plain[: width - 1] + "…"

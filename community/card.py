@@ -15,8 +15,8 @@ from community.formats import FORMATS, columns_of
 from community.ledger import Ledger
 from community.packaged import PACKAGED
 from community.wanted import Counts, Wanted
+from community.words import count
 
-SUFFIX = {"jsonl": "jsonl", "parquet": "parquet"}
 MANY = 20
 """Members and kinds of tasks that are listed; further ones are counted."""
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
@@ -93,8 +93,8 @@ def _head(
         "pretty_name": _title(meta, wanted),
         "size_categories": [size],
     }
-    if wanted.kind in SUFFIX:
-        files = [{"split": s, "path": f"{s}.{SUFFIX[wanted.kind]}"} for s in _splits(counts)]
+    if wanted.kind != "hf":
+        files = [{"split": s, "path": f"{s}.{wanted.kind}"} for s in _splits(counts)]
         named = {"config_name": "default", "description": f"sha256 {digest}"}
         facts["configs"] = [{**named, "data_files": files}]
         features = [_feature(*c) for c in columns_of(wanted.format, wanted.chat).items()]
@@ -128,14 +128,14 @@ def _story(ledger: Ledger, meta: Mapping[str, Any], wanted: Wanted, counts: Coun
     domains = ", ".join(sorted({domain for domain, _ in counts.domains}))
     world = _world(counts)
     played = (
-        f"A community of {_count(len(ledger.members()), 'model')} answered tasks, read and judged "
+        f"A community of {count(len(ledger.members()), 'model')} answered tasks, read and judged "
         "each other's ideas, and ranked them; every idea is in the run's ledger, and these rows "
         "were taken from it by `community export`. "
     )
     return (
         played
         + f"They come from {rounds} of {ledger.last_round()} ({domains}); {counts.ideas:,} ideas "
-        f"were read and {_count(counts.total, 'row')} written. {world} Tasks of the run's own "
+        f"were read and {count(counts.total, 'row')} written. {world} Tasks of the run's own "
         "validation and holdout are not among them.\n\n"
         f"Recipe `{meta.get('recipe_hash', '')}`, seed {meta.get('seed', 0)}. Texts were written "
         "by the models and nobody has read them all: a winner is the answer the community "
@@ -278,7 +278,3 @@ def _fenced(text: str, language: str = "json") -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

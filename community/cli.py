@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from community.errors import CommunityError
 from community.extras import extra
 from community.home import RunArgument, home, run_folder
 from community.ledger import Ledger
-from community.lineage import as_dict, last_winner
+from community.lineage import last_winner
 from community.lineage import lineage as lineage_of
 from community.lineage_tree import render
 
@@ -153,7 +154,7 @@ def lineage(
     with Ledger.open(run_folder(run) / "ledger.db", read_only=True) as ledger:
         found = lineage_of(ledger, last_winner(ledger) if idea == "last" else idea)
     if as_json:
-        print(json.dumps(as_dict(found), indent=2))
+        print(json.dumps(asdict(found), indent=2))
     else:
         console.print(render(found))
 

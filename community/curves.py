@@ -23,11 +23,11 @@ from community.canvas import (
     WEAKEST,
     beside,
     figure_of,
-    fitted,
     line,
     styles,
     tidy,
 )
+from community.words import one_line
 
 Facts = Mapping[str, Any]
 
@@ -175,7 +175,7 @@ def levels(facts: Facts, holdout: Facts) -> Figure:
     for i, (style, label, shares) in enumerate(lines):
         at = [place + shift * (i - (len(lines) - 1) / 2) for place in range(len(keys))]
         line(axes, at, [shares.get(key) for key in keys], style, label, joined=digits)
-    _name_places(axes, [fitted(key, NAME) for key in keys])
+    _name_places(axes, [one_line(key, NAME) for key in keys])
     axes.set_ylim(0, 1)
     axes.set_ylabel("exact match")
     axes.set_xlabel(facts["unit"] if digits else "")

@@ -13,7 +13,7 @@ from typing import Any
 from community import __version__
 from community.aside import aside
 from community.cache import cache, making
-from community.config import Member, Recipe
+from community.config import Recipe
 from community.errors import CommunityError
 from community.members import Members
 from community.plugins import source
@@ -97,20 +97,18 @@ def _refuse_held(studies: Mapping[str, Study], held: Sequence[Task]) -> None:
 
 
 def _study(recipe: Recipe, arena: Arena, learner: str) -> Study:
-    first = recipe.first
+    first, domains = recipe.first, dict(recipe.roster())[learner].domains
     return Study(
         round=0,
         seed=seed_of(recipe.run.seed, learner, "first study"),
-        lessons=first_lessons(
-            arena, first, learner, recipe.run.seed, first.examples, _table(recipe, learner).domains
-        ),
+        lessons=first_lessons(arena, first, learner, recipe.run.seed, first.examples, domains),
         steps=first.steps,
         batch=recipe.learning.batch,
     )
 
 
 def _key(recipe: Recipe, spec: Spec) -> str:
-    made_of = _table(recipe, spec.name).model_dump(
+    made_of = dict(recipe.roster())[spec.name].model_dump(
         mode="json", exclude={"name", "count", "cpus", "gpus"}
     )
     return content_hash(
@@ -135,10 +133,6 @@ def _weights(model: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _table(recipe: Recipe, member: str) -> Member:
-    return next(table for name, table in recipe.roster() if name == member)
-
-
 def _shelved(shelf: Path) -> tuple[Learned, str] | None:
     """What was learned and the checkpoint, if both are on the shelf."""
     try:
@@ -153,16 +147,12 @@ def _shelve(source: Path, shelf: Path, fresh: Learned) -> None:
     """Put a checkpoint on the shelf; a run needs it there as little as it needs a cache."""
     try:
         _copy(source, shelf / source.name)
-        _label(shelf, json.dumps([source.name, asdict(fresh)]))
+        with aside(shelf / LABEL) as part:
+            part.write_text(json.dumps([source.name, asdict(fresh)]))
+            part.replace(shelf / LABEL)
     except (CommunityError, OSError) as error:
         said = f"first experts are taught anew in every run: {error}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)
-
-
-def _label(shelf: Path, text: str) -> None:
-    with aside(shelf / LABEL) as part:
-        part.write_text(text)
-        part.replace(shelf / LABEL)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
+from community.words import count
+
 Facts = Mapping[str, Any]
 Shares = Mapping[str, float]
 
@@ -75,10 +77,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def _listed(items: Sequence[str], most: int = 3) -> str:
     """a, b and c; a, b, c and 4 more."""
     shown = list(items[:most])
@@ -90,8 +88,8 @@ def _listed(items: Sequence[str], most: int = 3) -> str:
 def _course(facts: Facts) -> Iterator[str]:
     stopped = f" ({facts['stopped']})" if facts["stopped"] else ""
     yield (
-        f"{_counted(len(facts['members']), 'member')} played {facts['rounds_played']} of "
-        f"{_counted(facts['rounds_planned'], 'round')}{stopped} in {duration(facts['seconds'])} "
+        f"{count(len(facts['members']), 'member')} played {facts['rounds_played']} of "
+        f"{count(facts['rounds_planned'], 'round')}{stopped} in {duration(facts['seconds'])} "
         f"with {facts['tokens']:,} tokens."
     )
 
@@ -166,7 +164,7 @@ def _terms(facts: Facts, kind: str) -> str:
     baseline = facts["baselines"][kind]
     if not baseline["rounds_planned"]:
         given, of = baseline["answers_a_task"], facts["answers_a_task"]
-        asked = f"{_counted(given, 'answer')} to a task, the community {of:,}"
+        asked = f"{count(given, 'answer')} to a task, the community {of:,}"
         return f"{baseline['member']} alone, untrained; it gives {asked}"
     share = baseline["tokens_share"]
     if share is None:
@@ -182,9 +180,9 @@ def _lessons(facts: Facts) -> Iterator[str]:
         return
     posed, kept = (sum(r[key] for r in rounds) for key in ("posed", "kept"))
     if not kept:
-        yield f"Nothing was kept: none of {_counted(posed, 'task')} posed became a lesson."
+        yield f"Nothing was kept: none of {count(posed, 'task')} posed became a lesson."
         return
-    text = f"Of {_counted(posed, 'task')} posed, {kept:,} became lessons"
+    text = f"Of {count(posed, 'task')} posed, {kept:,} became lessons"
     yield f"{text}{_precision(rounds)}{_few(rounds)}."
 
 
@@ -276,9 +274,9 @@ def _troubles(facts: Facts) -> Iterator[str]:
     failed = sum(m["failures"] for m in members)
     apart = sum(r["disconnected"] for r in rounds)
     found = [
-        f"{_counted(back, 'learning')} rolled back" if back else "",
-        f"{_counted(failed, 'answer')} failed" if failed else "",
-        f"{_counted(apart, 'task')} ranked from unconnected comparisons" if apart else "",
+        f"{count(back, 'learning')} rolled back" if back else "",
+        f"{count(failed, 'answer')} failed" if failed else "",
+        f"{count(apart, 'task')} ranked from unconnected comparisons" if apart else "",
     ]
     if any(found):
         yield f"On the way: {_listed([text for text in found if text])}."

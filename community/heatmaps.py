@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from community.canvas import CELLS, DARK, LABELS, LIGHT, NAME, ORANGE, figure_of, fitted
+from community.canvas import CELLS, DARK, LABELS, LIGHT, NAME, ORANGE, figure_of
 from community.networks import group_of
+from community.words import one_line
 
 Facts = Mapping[str, Any]
 Cells = Sequence[Sequence[float]]
@@ -34,7 +35,7 @@ def growth(facts: Facts, holdout: Facts) -> Figure:
         if level in keys and str(r["round"]) in rounds:
             corner = (rounds.index(str(r["round"])) - 0.5, keys.index(level) - 0.5)
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.8))
-    _places(axes, rounds, [fitted(key, NAME) for key in keys])
+    _places(axes, rounds, [one_line(key, NAME) for key in keys])
     digits = facts["unit"] == "digits"
     axes.set_xlabel(f"round (0 is the start{'; what was posed is outlined' * digits})")
     axes.set_ylabel(facts["unit"])
@@ -67,8 +68,8 @@ def routing(facts: Facts) -> Figure:
         for place, picture, what in zip(
             axes, pictures, ("share of tasks attempted", "lessons taught"), strict=True
         ):
-            place.set_title(f"{fitted(domain, NAME)}: {what}", loc="left", fontsize=10)
-            _places(place, [str(n) for n in rounds], [fitted(name, NAME) for name in groups])
+            place.set_title(f"{one_line(domain, NAME)}: {what}", loc="left", fontsize=10)
+            _places(place, [str(n) for n in rounds], [one_line(name, NAME) for name in groups])
             figure.colorbar(picture, ax=place)
     rows[0][0].invert_yaxis()  # of all of them: the first member on top
     for place in rows[-1]:

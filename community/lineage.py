@@ -9,7 +9,7 @@ A checkpoint may have thousands of lessons, so each step shows a few and counts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select
@@ -216,9 +216,8 @@ def _near(conn: Connection, row: int, back: bool, depth: int) -> tuple[tuple[Nod
     found = conn.scalars(query).all()
     nodes = []
     for i, other in enumerate(found[:WIDTH]):
-        node = _idea_node(conn, other)
         beyond, more = _near(conn, other, back, depth - 1) if i == 0 and depth > 1 else ((), 0)
-        nodes.append(Node(node.kind, node.id, node.facts, beyond, more))
+        nodes.append(replace(_idea_node(conn, other), nodes=beyond, more=more))
     return tuple(nodes), len(found) - len(nodes)
 
 
@@ -328,8 +327,3 @@ def _made_of(conn: Connection, lesson: int) -> tuple[tuple[Node, ...], list[int]
         nodes.append(_checkpoint_node(checkpoint, shown, total, ideas=total))
         followed += best
     return tuple(nodes), followed
-
-
-def as_dict(found: Lineage) -> dict[str, Any]:
-    """The lineage as JSON values."""
-    return asdict(found)

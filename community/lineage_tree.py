@@ -9,15 +9,18 @@ from rich.text import Text
 from rich.tree import Tree
 
 from community.lineage import WIDTH, Lineage, Node
+from community.words import count, one_line
+
+WIDE = 60  # cells of a text
 
 
 def render(found: Lineage) -> Tree:
     """The lineage as a tree for the terminal."""
     facts = found.idea.facts
     tree = Tree(_line(found.idea))
-    tree.add(Text(f"asked: {_plain(facts['task'])}"))
-    tree.add(Text(f"said: {_plain(facts['text'] or facts['failure'])}"))
-    judged = tree.add(f"judged by {_count(len(facts['verdicts']), 'verdict')}")
+    tree.add(Text(f"asked: {one_line(facts['task'], WIDE)}"))
+    tree.add(Text(f"said: {one_line(facts['text'] or facts['failure'], WIDE)}"))
+    judged = tree.add(f"judged by {count(len(facts['verdicts']), 'verdict')}")
     for verdict in facts["verdicts"][: 3 * WIDTH]:
         against = f" against {verdict['against'][:10]}" if verdict["against"] else ""
         said = f"{verdict['judge']}: {verdict['score']:.2f}{against}"
@@ -25,9 +28,9 @@ def render(found: Lineage) -> Tree:
     _more(judged, len(facts["verdicts"]) - 3 * WIDTH)
     _render_votes(tree, facts["votes"])
     back, ahead = found.ancestors, found.descendants
-    _branch(tree, f"builds on {_count(back.total, 'idea')} of its conversation", back.ideas)
+    _branch(tree, f"builds on {count(back.total, 'idea')} of its conversation", back.ideas)
     _branch(tree, "taught by, back to the start", back.steps)
-    _branch(tree, f"built on by {_count(ahead.total, 'idea')} of its conversation", ahead.ideas)
+    _branch(tree, f"built on by {count(ahead.total, 'idea')} of its conversation", ahead.ideas)
     _branch(tree, "taught, and what came of that", ahead.steps, ahead.more)
     return tree
 
@@ -35,9 +38,9 @@ def render(found: Lineage) -> Tree:
 def _render_votes(tree: Tree, votes: Sequence[Mapping[str, Any]]) -> None:
     """Members that gave the same answer, then those that gave another."""
     agreed = sum(vote["score"] == 1 for vote in votes)
-    branch = tree.add(f"voted for by {agreed} of the {_count(len(votes), 'member')} that answered")
+    branch = tree.add(f"voted for by {agreed} of the {count(len(votes), 'member')} that answered")
     for vote in sorted(votes, key=lambda v: -v["score"])[: 3 * WIDTH]:
-        said = "" if vote["score"] else f", said {_plain(vote['answer'], 30)}"
+        said = "" if vote["score"] else f", said {one_line(vote['answer'], 30)}"
         known = vote["reliability"]
         weight = "" if known is None else f" (reliability {known:.2f})"
         branch.add(Text(f"{vote['judge']}: {vote['score']:.2f}{weight}{said}"))
@@ -71,28 +74,17 @@ def _line(node: Node) -> Text:
         line.append(f" round {f['round']}, {f['author']}@{f['checkpoint'][:10]}")
         if f["place"] is not None:
             line.append(f", place {f['place']} (confidence {f['confidence']:.2f})")
-        line.append(f" → {_plain(f['answer'] or f['text'] or f['failure'])}", style="green")
+        line.append(f" → {one_line(f['answer'] or f['text'] or f['failure'], WIDE)}", style="green")
     elif node.kind == "lesson":
         source = f" from idea {f['idea'][:10]} by {f['author']}" if f["idea"] else ""
         line.append(f" round {f['round']}, for {f['learner']}{source}")
-        line.append(f" ({f['reason']}, confidence {f['confidence']:.2f}): {_plain(f['task'])}")
+        line.append(
+            f" ({f['reason']}, confidence {f['confidence']:.2f}): {one_line(f['task'], WIDE)}"
+        )
     else:
         line.append(f" {f['agent']} after round {f['learning']}")
         if f["before"] is not None and f["after"] is not None:
             line.append(f", validation {f['before']:.3f} → {f['after']:.3f}")
         line.append("" if f["kept"] else ", rolled back", style="red")
-        line.append(
-            f", {_count(len(node.nodes) + node.more, 'idea' if 'ideas' in f else 'lesson')}"
-        )
+        line.append(f", {count(len(node.nodes) + node.more, 'idea' if 'ideas' in f else 'lesson')}")
     return line
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _plain(text: str, width: int = 60) -> str:
-    """A model's text as one printable line: it may hold anything, escape sequences included."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(line.split())
-    return line if len(line) <= width else line[: width - 1] + "…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import networkx as nx
 
@@ -28,33 +28,20 @@ from community.world import answered, rephrased
 Teams = Mapping[str, Sequence[Task]]
 
 
-class Listener(Protocol):
-    """Hears what a run is doing, to show it. The engine never waits for an answer."""
+class Listener:
+    """Hears what a run is doing, to show it; this one keeps silent. The engine waits for none."""
 
     def round(self, n: int, of: int, level: int) -> None:
         """Round n begins; 0 is the first lessons."""
-        ...
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins in which `total` members work."""
-        ...
 
     def done(self, member: str, tokens: int) -> None:
         """A member finished its part of the phase and spent so many tokens."""
-        ...
 
     def result(self, n: int, facts: Mapping[str, Any]) -> None:
         """What came of round n."""
-        ...
-
-
-class Silence:
-    """Nobody listens."""
-
-    def round(self, n: int, of: int, level: int) -> None: ...
-    def phase(self, name: str, total: int) -> None: ...
-    def done(self, member: str, tokens: int) -> None: ...
-    def result(self, n: int, facts: Mapping[str, Any]) -> None: ...
 
 
 class Members:
@@ -74,7 +61,7 @@ class Members:
         self.names = tuple(names)
         self.arena = arena
         self.seed = seed
-        self.listener: Listener = listener or Silence()
+        self.listener = listener or Listener()
         self.phrasings = phrasings
         self.checkpoints: dict[str, str] = dict.fromkeys(names, "")
 

@@ -12,7 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from community.canvas import GROUPS, PAPER, figure_of, fitted
+from community.canvas import GROUPS, PAPER, figure_of
+from community.words import one_line
 
 Facts = Mapping[str, Any]
 Place = tuple[float, float]
@@ -179,6 +180,6 @@ def _nodes(
     for name in at if len(at) <= NAMED else ():
         x, y = at[name]
         below = y < -0.01
-        axes.annotate(fitted(name, 16), (x, y), (0, -13 if below else 13), fontsize=9,
+        axes.annotate(one_line(name, 16), (x, y), (0, -13 if below else 13), fontsize=9,
                       textcoords="offset points", ha="center", va="top" if below else "bottom",
                       zorder=6)  # fmt: skip

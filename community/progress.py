@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,35 +12,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from community.types import Score
 
 
-class Display:
-    """A Listener that draws two bars (rounds and the phase) and one line per finished round."""
+class Bars:
+    """Bars of so many of so many in a terminal: elsewhere Rich would leave an empty line."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, before: str, after: str) -> None:
         self.console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn(before),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn(after),
             TimeElapsedColumn(),
             console=console,
             transient=True,
         )
-        self._rounds = self._bars.add_task("round", total=None, note="")
-        self._phase = self._bars.add_task("starting", total=None, note="")
-        self._begun = self._phase_begun = monotonic()
-        self._n, self._of = 0, 0
-        self._since: dict[int, float] = {}
-        self._tokens = 0
 
-    def __enter__(self) -> Display:
-        if self.console.is_terminal:  # elsewhere Rich would leave an empty line
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
             self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._bars.stop()
+
+
+class Display(Bars):
+    """A Listener that draws two bars (rounds and the phase) and one line per finished round."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "{task.description}", "{task.fields[note]}")
+        self._rounds = self._bars.add_task("round", total=None, note="")
+        self._phase = self._bars.add_task("starting", total=None, note="")
+        self._begun = self._phase_begun = monotonic()
+        self._n, self._of = 0, 0
+        self._since: dict[int, float] = {}
+        self._tokens = 0
 
     def round(self, n: int, of: int, level: int) -> None:
         self._n, self._of = n, of
@@ -92,30 +99,12 @@ def _exact(scores: Sequence[Score]) -> float:
     return sum(s.right for s in scores) / sum(s.total for s in scores)
 
 
-class Reading:
+class Reading(Bars):
     """How far a ledger was read and how many rows came of it, as one bar."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bar = Progress(
-            TextColumn("ideas"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rows]:,} rows"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self._ideas = self._bar.add_task("ideas", total=None, rows=0)
-
-    def __enter__(self) -> Reading:
-        if self.console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self._bar.stop()
+        super().__init__(console, "ideas", "{task.fields[rows]:,} rows")
+        self._ideas = self._bars.add_task("ideas", total=None, rows=0)
 
     def read(self, ideas: int, of: int, rows: int) -> None:
-        self._bar.update(self._ideas, completed=ideas, total=of, rows=rows)
+        self._bars.update(self._ideas, completed=ideas, total=of, rows=rows)

@@ -281,7 +281,7 @@ def self_consistency(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
     return _count(evidence, vote_share(evidence, evidence.voted, evidence.samples))
 
 
-def elo(evidence: Evidence, trust: Mapping[str, float], k: float = 16.0) -> Fit:
+def elo(evidence: Evidence, trust: Mapping[str, float]) -> Fit:
     """Elo ratings after one pass through the comparisons in a fixed random order."""
     e = evidence
     order = list(range(len(e.a)))
@@ -290,7 +290,7 @@ def elo(evidence: Evidence, trust: Mapping[str, float], k: float = 16.0) -> Fit:
     rating = [0.0] * len(e.items)
     for n in order:
         expected = 1 / (1 + 10 ** ((rating[b[n]] - rating[a[n]]) / 400))
-        change = k * weight[n] * (score[n] - expected)
+        change = 16 * weight[n] * (score[n] - expected)
         rating[a[n]] += change
         rating[b[n]] -= change
     _, item, portion = top_choices(e)

@@ -21,6 +21,7 @@ from community.errors import CommunityError
 from community.figures import figures
 from community.findings import duration, exact, main_holdout, overall
 from community.plots import CAPTIONS, draw
+from community.words import one_line
 
 __all__ = ["figures", "render", "write"]
 
@@ -252,13 +253,8 @@ def _flat(options: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= _flat(value)
         elif value not in ("", [], None):
-            found[key] = _short(value)
+            found[key] = one_line(str(value), 40)
     return found
-
-
-def _short(value: Any, most: int = 40) -> str:
-    text = str(value).replace("\n", " ")
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _baseline_table(facts: Facts) -> Table:

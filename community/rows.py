@@ -56,10 +56,10 @@ _RANKED = [f.name for f in fields(Ranked) if f.name not in ("task", "idea")]
 _TASK = [f.name for f in fields(Task)]
 
 
-def chunks(items: Iterable[Any], size: int = 1000) -> Iterator[list[Any]]:
-    """Lists of at most `size`: databases limit the parameters of a statement."""
+def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of at most a thousand: databases limit the parameters of a statement."""
     source = iter(items)
-    while part := list(islice(source, size)):
+    while part := list(islice(source, 1000)):
         yield part
 
 

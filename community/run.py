@@ -19,7 +19,7 @@ from community.config import Recipe
 from community.errors import unknown
 from community.folder import reopen
 from community.ledger import Ledger
-from community.members import Listener, Members, Silence
+from community.members import Listener, Members
 from community.parts import arena_of, graph_of, router_of, rules_of, specs_of
 from community.pool import LocalPool, Pool, RayPool, Spec
 from community.round import deliberate, nothing_known, play_round
@@ -48,7 +48,7 @@ class How:
     pool: str = ""  # "" is the recipe's
     workers: int = 0  # 0 is the recipe's
     address: str = ""  # of a Ray cluster
-    listener: Listener = field(default_factory=Silence)
+    listener: Listener = field(default_factory=Listener)
 
     def place(self, recipe: Recipe) -> str:
         """local or ray. Raises CommunityError for anything else."""
@@ -235,7 +235,7 @@ class Run:
         """A member's first lessons, as many as the last round rehearses."""
         first, learning = self.recipe.first, self.recipe.learning
         count = min(first.examples, learning.replay * self.recipe.run.rounds)
-        domains = next(table.domains for own, table in self.recipe.roster() if own == name)
+        domains = dict(self.recipe.roster())[name].domains
         return school.first_lessons(self.arena, first, name, self.seed, count, domains)
 
     def _exam(self, round_: Round, learners: Sequence[str]) -> list[dict[str, school.Answers]]:

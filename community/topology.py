@@ -73,14 +73,6 @@ def at_round(schedule: Sequence[Entry], n: int) -> tuple[str, Mapping[str, Any]]
     return name, options
 
 
-def catalogue() -> dict[str, str]:
-    """Name -> what it is, in one line."""
-    return {
-        name: inspect.getdoc(function).split("\n")[0]  # type: ignore[union-attr]
-        for name, function in TOPOLOGIES.items()
-    }
-
-
 def ring(members: Sequence[str]) -> nx.DiGraph[str]:
     """Everyone reads the member before and the member after, in a circle."""
     return _numbered(members, nx.cycle_graph(len(members)))

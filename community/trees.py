@@ -9,8 +9,9 @@ import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from community.canvas import DARK, ORANGE, figure_of, fitted
+from community.canvas import DARK, ORANGE, figure_of
 from community.lineage import Lineage, Node, Side
+from community.words import one_line
 
 STEPS = 3  # of learning that are drawn, in either direction
 LESSONS = 3  # that are drawn of those an idea became
@@ -126,7 +127,7 @@ def lineage(found: Lineage) -> Figure:
 def _title(found: Lineage) -> str:
     """What the picture shows and what it leaves out."""
     back, ahead = found.ancestors, found.descendants
-    own = fitted(found.idea.facts["task"], 40)
+    own = one_line(found.idea.facts["task"], 40)
     hidden = _hidden(back, len(back.steps)), _hidden(ahead, len(ahead.steps) + ahead.more)
     left_out = ""
     if any(hidden):
@@ -144,7 +145,7 @@ def _hidden(side: Side, steps: int) -> bool:
 
 def _lines(node: Node) -> list[str]:
     """What a box says, in three lines."""
-    return [fitted(line, WIDE) for line in _SAYS[node.kind](node.id[:8], node.facts)]
+    return [one_line(line, WIDE) for line in _SAYS[node.kind](node.id[:8], node.facts)]
 
 
 def _idea(id: str, facts: Any) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from community.kernels import attention_cpu, attention_gpu
-from community.kernels.checks import HALVES, check, checked
+from community.kernels.checks import HALVES, check, checked, widened
 from community.kernels.tracing import Operation, as_given, traced
 
 _HIDING = -1e4  # what lies below is no score, but a number that hides keys
@@ -85,7 +85,7 @@ def reference(
     dropout: the probability with which each weight is dropped, as in training.
     """
     check(q, k, v, scale, temperature, lengths, mask)
-    wide = [_float(x) for x in (q, k, v)]
+    wide = [widened(x) for x in (q, k, v)]
     s = scores(wide[0], wide[1], factors(q, scale, temperature), mask, lengths, causal)
     top = s.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).min)
     weights = torch.exp(s - top)
@@ -160,7 +160,7 @@ def _computed(
     if attention_cpu.takes(q, mask):
         out, lse = attention_cpu.forward(q, k, v, factor, mask, lengths, causal)
     else:
-        wide = _float(q), _float(k), _float(v)
+        wide = widened(q), widened(k), widened(v)
         out, lse = _forward_in_torch(*wide, factor, mask, lengths, causal)
     return out.to(q.dtype), lse
 
@@ -192,10 +192,11 @@ def _derived(
     more = (factor, mask, lengths, causal)
     if attention_gpu.takes(q, v, mask):
         return attention_gpu.backward(go, glse, q, k, v, *more, out, lse, wanted)
-    delta = (_float(go) * _float(out)).sum(-1) - glse
+    delta = (widened(go) * widened(out)).sum(-1) - glse
     ours = attention_cpu.takes(q, mask) and not _hidden(mask, lse)
     compute = attention_cpu.backward if ours else _backward_in_torch
-    gq, gk, gv, moments = compute(_float(go), delta, _float(q), _float(k), _float(v), *more, lse)
+    given = (widened(go), delta, widened(q), widened(k), widened(v), *more, lse)
+    gq, gk, gv, moments = compute(*given)
     dots = attention_gpu.dots_of(moments, glse, factor) if wanted else lse.new_empty(0)
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
 
@@ -241,11 +242,6 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
 
 
 ATTENTION = Operation(_attention, _computed, _keep, _differentiate)
-
-
-def _float(x: Tensor) -> Tensor:
-    """Half precision as float32."""
-    return x.float() if x.dtype in HALVES else x
 
 
 def _forward_in_torch(

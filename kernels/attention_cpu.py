@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
-from community.kernels.build import lanes
+from community.kernels.build import CORES, lanes
 
 BQ, BK = 48, 256  # as in attention.c
 FEW = 4  # queries that read the keys as they are, also bfloat16; as in attention.c
-_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 
 
 def takes(q: Tensor, mask: Tensor | None) -> bool:
@@ -43,7 +40,7 @@ def forward(
     keys, values = (_wide(x if as_is else x.float()) for x in (k, v))
     d, dv = queries.shape[-1], values.shape[-1]
     out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = min(_CORES, b * hk)
+    workers = min(CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
         "attention_forward",
@@ -76,7 +73,7 @@ def backward(
     d, dv = queries.shape[-1], values.shape[-1]
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
     moments = lse.new_zeros(b, h, tq, 3)
-    workers = min(_CORES, b * hk)
+    workers = min(CORES, b * hk)
     mask, by = strides(mask, q, k)
     run(
         "attention_backward",

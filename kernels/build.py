@@ -23,6 +23,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from torch import Tensor
 from community.cache import cache
 
 SOURCES = Path(__file__).resolve().parent
+CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 COMPILERS = ("gcc", "clang", "cc")
 FLAGS = (
     *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"),
@@ -89,9 +91,7 @@ class CProgram:
 def program(name: str, backend: str) -> Program:
     """The kernels of `name`.c by backend "c" or "opencl". Raises BuildError."""
     if backend == "opencl":
-        if find_spec("pyopencl") is None:
-            raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
-        made: Program = import_module("community.kernels.opencl").ClProgram(name)
+        made: Program = _opencl().ClProgram(name)
         return made
     return CProgram(name)
 
@@ -117,10 +117,14 @@ def _loaded(name: str, path: Path) -> ctypes.CDLL:
 @cache_calls
 def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
     """The kernels of `name`.cu by OpenCL on the processor. Raises BuildError."""
+    made: SimtProgram = _opencl().ClSimtProgram(name, flags)
+    return made
+
+
+def _opencl() -> ModuleType:
     if find_spec("pyopencl") is None:
         raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
-    made: SimtProgram = import_module("community.kernels.opencl").ClSimtProgram(name, flags)
-    return made
+    return import_module("community.kernels.opencl")
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""What attention is asked: shapes, dtypes, devices and numbers that fit, or a ValueError."""
+"""Floating dtypes, and what attention is asked: shapes and numbers that fit, or a ValueError."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch import Tensor
 from community.kernels.tracing import known, remember, traced
 
 HALVES = (torch.float16, torch.bfloat16)
-_DTYPES = (*HALVES, torch.float32, torch.float64)
+DTYPES = (*HALVES, torch.float32, torch.float64)
 _NO_TEMPERATURE = "temperature must be positive and finite: between 1e-30 and 1e30"
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return x.float() if x.dtype in HALVES else x
 
 
 def check(
@@ -53,7 +58,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k and v do not fit together: {given()}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly")
-    if q.dtype not in _DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
+    if q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
         kinds = ", ".join(f"{name} {x.dtype}" for name, x in zip("qkv", (q, k, v), strict=True))
         raise ValueError(f"q, k and v must be of one floating dtype; got {kinds}")
     if q.device != k.device or q.device != v.device:

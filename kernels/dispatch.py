@@ -14,7 +14,8 @@ from torch import Tensor
 
 from community.kernels.backend import kernels
 from community.kernels.build import zeros
-from community.kernels.routing import DTYPES, Route
+from community.kernels.checks import DTYPES
+from community.kernels.routing import Route
 from community.kernels.tracing import Operation, known, remember, traced
 
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # rows that routing.c moves

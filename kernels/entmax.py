@@ -11,7 +11,6 @@ computes.
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -22,11 +21,9 @@ from community.kernels.attention import added, factors, scores, shared
 from community.kernels.attention_cpu import _wide
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
-from community.kernels.build import Program, lanes
-from community.kernels.checks import HALVES, check, checked
+from community.kernels.build import CORES, Program, lanes
+from community.kernels.checks import check, checked, widened
 from community.kernels.tracing import Operation, as_given, plain
-
-_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 
 
 def sparsemax(x: Tensor) -> Tensor:
@@ -69,7 +66,7 @@ def entmax_attention(
     """
     check(q, k, v, scale, temperature, lengths, mask)
     _check_alpha(alpha)
-    wide = [x.float() if x.dtype in HALVES else x for x in (q, k, v)]
+    wide = [widened(x) for x in (q, k, v)]
     by = factors(q, scale, temperature)
     if mask is not None and mask.requires_grad:
         weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
@@ -85,7 +82,7 @@ def entmax_attention(
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
     _check(x, alpha)
-    wide = x.float() if x.dtype in HALVES else x
+    wide = widened(x)
     return ROWS.of(wide)(wide, alpha).to(x.dtype)
 
 
@@ -114,7 +111,7 @@ def _computed(x: Tensor, alpha: float) -> Tensor:
         return reference(x, alpha).contiguous()
     n = x.shape[-1]
     rows = x.numel() // n
-    workers = min(_CORES, rows)
+    workers = min(CORES, rows)
     y, room = x.new_empty(x.shape), x.new_empty(workers * (n + 2 * lanes()))
     run("entmax_rows", x.contiguous(), y, room, rows, n, float(alpha), items=workers)
     return y
@@ -189,7 +186,7 @@ def _attended(
     queries, keys, values = _wide(q), _wide(k), _wide(v)
     out, t = q.new_empty(b, h, tq, values.shape[-1]), q.new_empty(b, h, tq)
     mask, numbers = _call(queries, keys, values, mask, causal)
-    workers = min(_CORES, b * h)
+    workers = min(CORES, b * h)
     tensors = (queries, keys, values, factor.contiguous(), mask, lengths, out, t)
     run("entmax_forward", *tensors, _room(keys, workers), *numbers, float(alpha), items=workers)
     return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
@@ -232,7 +229,7 @@ def _unattended(
     queries, keys, values = _wide(q), _wide(k), _wide(v)
     grads = [torch.zeros_like(x) for x in (queries, keys, values)]
     mask, numbers = _call(queries, keys, values, mask, causal)
-    workers = min(_CORES, b * hk)
+    workers = min(CORES, b * hk)
     tensors = (_wide(go), queries, keys, values, factor.contiguous(), mask, lengths)
     room = _room(keys, workers)
     run(

@@ -10,7 +10,6 @@ once; more are left to torch, grouped or expert by expert, whichever was measure
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -20,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from community.kernels.backend import kernels
-from community.kernels.build import lanes
+from community.kernels.build import CORES, lanes
+from community.kernels.checks import DTYPES
 from community.kernels.tracing import plain, traced
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,7 +29,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": lambda h: F.relu(h).square(),  # So et al. 2021, arXiv 2109.08668
 }
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What was measured: experts.c is the fastest up to so many rows an expert, or products of one, and
 # one expert after the other is from _MANY rows: its intermediate numbers stay in the cache.
 _FEW = {torch.float32: ("f32", 16, 0), torch.bfloat16: ("bf16", 4, 2**19)}
@@ -90,7 +89,7 @@ def _check(rows: Tensor, offsets: Tensor, up: Tensor, down: Tensor, activation: 
         raise ValueError(
             f"up must give {inner} or {2 * inner} numbers, as down takes; got {shapes()}"
         )
-    if rows.dtype not in _DTYPES or not rows.dtype == up.dtype == down.dtype:
+    if rows.dtype not in DTYPES or not rows.dtype == up.dtype == down.dtype:
         kinds = ", ".join(f"{x.dtype}" for x in (rows, up, down))
         raise ValueError(f"rows, up and down must be of one floating dtype; got {kinds}")
     if offsets.shape != (up.shape[0] + 1,) or offsets.dtype != torch.int64:
@@ -243,13 +242,12 @@ def _in_c(x: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     e, outputs, inputs = weights.shape
     wide = x.float().contiguous()
     y = wide.new_empty(x.shape[0], outputs)
-    workers = os.cpu_count() or 1
-    room = (wide.new_empty(workers * inputs * lanes()),) if kind == "bf16" else ()
+    room = (wide.new_empty(CORES * inputs * lanes()),) if kind == "bf16" else ()
     run(
         f"experts_product_{kind}",
         *(wide, weights, offsets.contiguous(), y),
         *room,
         *(e, inputs, outputs),
-        items=workers,
+        items=CORES,
     )
     return y.to(x.dtype)

@@ -8,7 +8,6 @@ or OpenCL), `reference` is the same in plain torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,16 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from community.kernels.backend import kernels
-from community.kernels.build import Program
+from community.kernels.build import CORES, Program
+from community.kernels.checks import DTYPES, widened
 from community.kernels.tracing import Operation
 
 WIDE = 32  # outputs of a panel, as in quantized.c
 BITS = (8, 4)
-_HALVES = (torch.float16, torch.bfloat16)
-_DTYPES = (*_HALVES, torch.float32, torch.float64)
 _FEW = 128  # rows that the tiles of quantized.c compute; more are left to torch, block by block
 _BLOCK = 16  # panels of such a block
-_CORES = os.cpu_count() or 1  # asked once: every answer reads a file
 _STEP = 64  # inputs that are unpacked at a time: with the rows they fit the nearest cache
 
 
@@ -124,7 +121,7 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = N
 def reference(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """`quantized_linear` with the dequantized weight, in plain torch."""
     _check(x, weight, bias)
-    wide = x.float() if x.dtype in _HALVES else x
+    wide = widened(x)
     y = torch.nn.functional.linear(wide, dequantize(weight).to(wide.dtype)).to(x.dtype)
     return y if bias is None else y + bias
 
@@ -141,7 +138,7 @@ def _check_sizes(outputs: int, inputs: int, bits: int, group: int) -> None:
 
 def _check(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> None:
     outputs, inputs = weight.shape
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise ValueError(f"x is {x.dtype}, and must be of a floating dtype")
     if not x.dim() or x.shape[-1] != inputs:
         raise ValueError(f"x {tuple(x.shape)} does not end in the weight's {inputs} inputs")
@@ -217,7 +214,7 @@ def _blocks(
 def _computed(
     x: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, outputs: int
 ) -> Tensor:
-    wide = x.float() if x.dtype in _HALVES else x
+    wide = widened(x)
     run = _program(x.device)
     if run is not None and wide.dtype == torch.float32 and 0 < len(x) <= _FEW:
         y = _few(wide, packed, scales, bits, group, run)
@@ -241,7 +238,7 @@ def _(x: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, outputs:
 def _linear_backward(
     go: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, inputs: int
 ) -> Tensor:
-    wide = go.float() if go.dtype in _HALVES else go
+    wide = widened(go)
     gx = wide.new_zeros(len(go), inputs)
     for place, w in _blocks(packed, scales, bits, group):
         part = wide[:, place]
@@ -279,7 +276,7 @@ def _few(x: Tensor, packed: Tensor, scales: Tensor, bits: int, group: int, run: 
     if rows > 1:
         x = x.view(rows, inputs // step, step).transpose(0, 1)
     y = x.new_empty(rows, panels * WIDE)
-    workers = min(_CORES, panels)
+    workers = min(CORES, panels)
     room = None if rows == 1 else x.new_empty(workers * (step + rows) * WIDE)
     sizes = (rows, inputs, panels, bits, width, step)
     run("quantized_linear", x.contiguous(), packed, scales, y, room, *sizes, items=workers)

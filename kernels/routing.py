@@ -18,13 +18,12 @@ from torch import Tensor
 
 from community.kernels.backend import kernels, operation
 from community.kernels.build import lanes
+from community.kernels.checks import DTYPES, widened
 from community.kernels.routing_gpu import router
 from community.kernels.tracing import Operation, plain, remember, traced
 
 SCORINGS = ("softmax", "sigmoid")
 OUT_OF_MEMORY = 3  # as in operations.h
-_HALVES = (torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, torch.float64, *_HALVES)
 
 
 class Route(NamedTuple):
@@ -65,7 +64,7 @@ def route(logits: Tensor, k: int, bias: Tensor | None = None, scoring: str = "so
     that are not finite.
     """
     check(logits, k, bias, scoring)
-    wide = logits.float() if logits.dtype in _HALVES else logits
+    wide = widened(logits)
     if bias is not None and (bias.dtype != wide.dtype or bias.requires_grad):
         bias = bias.detach().to(wide.dtype)
     found = ROUTE.of(wide)(wide, bias, k, scoring == "sigmoid")
@@ -79,7 +78,7 @@ def reference(
 ) -> Route:
     """`route` in plain torch, for any device and dtype."""
     check(logits, k, bias, scoring)
-    wide = logits.float() if logits.dtype in _HALVES else logits
+    wide = widened(logits)
     bias = None if bias is None else bias.detach().to(wide.dtype)
     weights, experts = _chosen(wide, bias, k, scoring == "sigmoid")
     return Route(weights.to(logits.dtype), experts, *_sorted(experts, logits.shape[1]))

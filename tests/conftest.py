@@ -51,9 +51,21 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, `tiny`. Look, and change nothing."""
+    import command  # here, because a GPU machine has torch for the kernels' tests and little else
+
+    folder = tmp_path_factory.mktemp("played")
+    done = command.community(folder, "run", command.write_recipe(folder, command.CROWD))
+    assert (done.code, done.err) == (0, "")
+    assert "report, plots and ledger are in" in done.out
+    return folder
+
+
+@pytest.fixture(scope="session")
 def talked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run in which members talked. Look, and change nothing."""
-    import command  # here, because a GPU machine has torch for the kernels' tests and little else
+    import command
     import talk
 
     home = tmp_path_factory.mktemp("talked")

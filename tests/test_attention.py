@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from cuda_emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,8 @@ from torch.autograd import forward_ad
 
 from community.kernels import attention as module
 from community.kernels import attention_gpu, build, entmax
-from community.kernels import backend as chosen
 from community.kernels.attention import attention, reference
-from community.kernels.build import BuildError, compiler, program, simt_program
+from community.kernels.build import BuildError
 from community.kernels.entmax import entmax_attention
 
 SIZES = st.tuples(
@@ -41,21 +41,13 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(
             attention_gpu, "simt", lambda source, _, *flags: emulated(source, *flags)
         )
-    if name == "c" and compiler() is None:
-        pytest.skip("no C compiler")
-    try:
-        if name == "emulator":
+        try:
             emulated("probe")
-        elif name != "cuda":
-            simt_program("probe") if name == "simt" else program("attention", name)
-    except BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", "reference" if name == "emulator" else name)
-    for cached in (chosen.backend, chosen.kernels, chosen.simt):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels, chosen.simt):
-        cached.cache_clear()
+        except BuildError as error:
+            pytest.skip(str(error))
+    source = "probe" if name == "simt" else "attention"
+    with computed_by("reference" if name == "emulator" else name, source):
+        yield name
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from community.config import Recipe, parse, read
 from community.errors import CommunityError
 from community.folder import create
 from community.ledger import Ledger
-from community.members import Silence
+from community.members import Listener
 from community.parts import specs_of
 from community.run import How, play
 from community.types import Idea, Task
@@ -193,7 +193,7 @@ def test_stopped_ones_go_on_to_the_same_end(run: Path) -> None:
     calm = hashes(run)
     (run / "baselines").rename(run / "calm")
 
-    class Interrupt(Silence):
+    class Interrupt(Listener):
         def done(self, member: str, tokens: int) -> None:
             raise KeyboardInterrupt  # when the first baseline is done
 

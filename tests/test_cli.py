@@ -25,16 +25,6 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CODES = re.compile(r"\x1b|\r")
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, `tiny`. Look, and change nothing."""
-    folder = tmp_path_factory.mktemp("played")
-    done = community(folder, "run", write_recipe(folder, CROWD))
-    assert (done.code, done.err) == (0, "")
-    assert "report, plots and ledger are in" in done.out
-    return folder
-
-
 @pytest.fixture
 def copy(played: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt."""

@@ -10,12 +10,11 @@ import pytest
 
 pytest.importorskip("textual")
 
-from rich.cells import cell_len
 from rich.style import Style
 from small_rounds import MEMBERS, META, make_learning, make_ledger, make_round, make_task
 from watching import play_talk
 
-from community.dashboard import flows, kin, people, schooling, words
+from community.dashboard import flows, kin, people, schooling
 from community.dashboard.asked import asked, rounds
 from community.dashboard.chart import DASHED, Canvas
 from community.dashboard.course import Curves, Pulse, course, tick
@@ -293,39 +292,7 @@ def test_pages_from_the_far_end_are_the_same(ledger: Ledger, sort: str) -> None:
     assert parts == whole
 
 
-# -- words and drawing ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (950, "950"), (1234, "1,234"), (12_345, "12.3k"), (1e6, "1M"), (2.5, "2.5"),
-     (None, "–"), (math.nan, "–"), (3_200_000_000, "3.2G")],
-)  # fmt: skip
-def test_numbers_take_few_cells(value: float | None, text: str) -> None:
-    assert words.number(value) == text
-
-
-def test_a_share_says_one_only_if_it_is() -> None:
-    assert [words.share(x) for x in (0.0, 0.5, 0.9994, 1.0, None)] == [
-        ".000", ".500", ".999", "1.00", "–",
-    ]  # fmt: skip
-
-
-def test_texts_fit_whatever_letters_they_have() -> None:
-    wild = "漢字" * 30 + "\x1b[31m\n\x07é"
-    assert cell_len(words.one_line(wild, 21)) <= 21 and words.one_line(wild).isprintable()
-    assert words.block("a\x1b\r\nb\tc") == "a \nb c"
-    for width in (1, 2, 7, 80):
-        assert words.padded("漢字漢字", width).cell_len == width
-
-
-def test_intervals_and_meters_have_their_width() -> None:
-    drawn = words.interval(-1, 0.5, 2, (-2, 4), 25)
-    assert len(drawn) == 25 and drawn.index("├") < drawn.index("●") < drawn.index("┤")
-    assert [words.meter(x, 4) for x in (-1, 0, 0.5, 0.625, 1, 9)] == [
-        "────", "────", "━━──", "━━╾─", "━━━━", "━━━━",
-    ]  # fmt: skip
-    assert words.spark([0, None, 1], 5) == "▁ █"
+# -- drawing -------------------------------------------------------------------------------
 
 
 def test_lines_join_their_ends_and_dashes_have_gaps() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
+from test_attention import make, options_for
 from torch import Tensor
 
-from community.kernels import backend as chosen
-from community.kernels import build
 from community.kernels import entmax as module
 from community.kernels.attention import factors, scores, shared
 from community.kernels.entmax import entmax15, entmax_attention, reference, sparsemax
@@ -27,28 +27,9 @@ SIZES = st.tuples(
 
 
 @pytest.fixture(params=["c", "opencl"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name: str = request.param
-    if name == "c" and build.compiler() is None:
-        pytest.skip("no C compiler")
-    try:
-        build.program("entmax", name)
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
-
-
-def make(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    b, hk, group, tq, tk, d, dv = sizes
-    made = torch.Generator().manual_seed(sum(sizes))
-    shapes = [(b, hk * group, tq, d), (b, hk, tk, d), (b, hk, tk, dv)]
-    inputs = [torch.randn(s, generator=made).to(dtype) for s in shapes]
-    return [*inputs, (torch.rand(hk * group, generator=made) + 0.5).to(dtype)]
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    with computed_by(request.param, "entmax") as name:
+        yield name
 
 
 def plain(
@@ -66,11 +47,15 @@ def plain(
     return (reference(s, alpha) @ shared(wide[2], q)).to(q.dtype)
 
 
-def results(run: Any, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
-    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+def results(
+    run: Any, inputs: list[Tensor], dtype: torch.dtype, device: str = "cpu", **options: Any
+) -> list[Tensor]:
+    """The output, and the gradients of q, k, v and the temperature."""
+    leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+    options = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in options.items()}
     out = run(*leaves[:3], temperature=leaves[3], **options)
-    go = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, go)]
+    go = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return [x.detach().cpu() for x in (out, *torch.autograd.grad(out, leaves, go))]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lengths", "bool", "added", "rows"])
@@ -84,16 +69,8 @@ def test_attention_loses_at_most_twice_what_torch_loses(compiled: str, kind: str
     )
     def holds(sizes: tuple[int, ...], causal: bool, alpha: float, dtype: torch.dtype) -> None:
         inputs = make(sizes, dtype)
-        (b, h, tq, _), tk = inputs[0].shape, inputs[1].shape[2]
         torch.manual_seed(0)
-        more: dict[str, dict[str, Any]] = {
-            "plain": {},
-            "lengths": {"lengths": torch.randint(1, tk + 1, (b,))},
-            "bool": {"mask": torch.rand(b, 1, tq, tk) > 0.5},
-            "added": {"mask": torch.randn(h, 1, tk)},
-            "rows": {"mask": torch.randn(b, 1, tq, 1)},
-        }
-        options = {"causal": causal, "alpha": alpha, **more[kind]}
+        options = {"causal": causal, "alpha": alpha, **options_for(kind, inputs)}
         truth = results(plain, [x.double() for x in inputs], torch.float64, **options)
         ours = results(entmax_attention, inputs, dtype, **options)
         torchs = results(plain, inputs, dtype, **options)

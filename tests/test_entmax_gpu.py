@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from cuda_emulator import emulated
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_entmax import make, plain
+from test_attention import make, options_for
+from test_entmax import plain, results
 from torch import Tensor
 
 from community.kernels import backend as chosen
@@ -64,36 +66,12 @@ def weigh(alpha: float) -> Callable[[Tensor], Tensor]:
     return entmax15 if alpha == 1.5 else sparsemax
 
 
-def results(
-    run: Any, inputs: list[Tensor], dtype: torch.dtype, device: str = "cpu", **options: Any
-) -> list[Tensor]:
-    """The output, and the gradients of q, k, v and the temperature."""
-    leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
-    options = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in options.items()}
-    out = run(*leaves[:3], temperature=leaves[3], **options)
-    go = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    return [x.detach().cpu() for x in (out, *torch.autograd.grad(out, leaves, go))]
-
-
-def options_for(kind: str, inputs: list[Tensor]) -> dict[str, Any]:
-    (b, h, tq, _), tk = inputs[0].shape, inputs[1].shape[2]
-    made = torch.Generator().manual_seed(tq + tk)
-    more: dict[str, Tensor] = {
-        "lengths": torch.randint(1, tk + 1, (b,), generator=made),
-        "bool": torch.rand(b, 1, tq, tk, generator=made) > 0.5,
-        "added": torch.randn(h, 1, tk, generator=made),
-        "rows": torch.randn(b, 1, tq, 1, generator=made),
-    }
-    if kind == "plain":
-        return {}
-    return {"lengths" if kind == "lengths" else "mask": more[kind]}
-
-
 def compare(
     sizes: tuple[int, ...], dtype: torch.dtype, device: str, kind: str, **options: Any
 ) -> None:
     """At most twice what plain torch loses, forward and backward."""
     inputs = make(sizes, dtype)
+    torch.manual_seed(0)
     options |= options_for(kind, inputs)
     wide = [x.double() for x in inputs]
     truth = results(plain, wide, torch.float64, **options)
@@ -264,22 +242,13 @@ def test_opcheck(device: str, alpha: float) -> None:
 @pytest.mark.slow
 def test_simt_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """COMMUNITY_KERNELS=simt takes what is public here, and asks nobody else."""
-    try:
-        simt_program("probe")
-    except BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", "simt")
     monkeypatch.delattr(module, "_program")
-    caches = (chosen.backend, chosen.kernels, chosen.simt)
-    for cached in caches:
-        cached.cache_clear()
-    q = make((1, 1, 1, 3, 5, 8, 8))[0].requires_grad_()
-    for alpha in ALPHAS:
-        out = entmax_attention(q, q, q, alpha=alpha)
-        found = [out, weigh(alpha)(q)]
-        expected = [plain(q, q, q, torch.ones(1), alpha, causal=False), reference(q, alpha)]
-        gradients = [torch.autograd.grad(x[0].sum(), q)[0] for x in (found, expected)]
-        for a, b in [*zip(found, expected, strict=True), gradients]:
-            torch.testing.assert_close(a, b)
-    for cached in caches:
-        cached.cache_clear()
+    with computed_by("simt", "probe"):
+        q = make((1, 1, 1, 3, 5, 8, 8))[0].requires_grad_()
+        for alpha in ALPHAS:
+            out = entmax_attention(q, q, q, alpha=alpha)
+            found = [out, weigh(alpha)(q)]
+            expected = [plain(q, q, q, torch.ones(1), alpha, causal=False), reference(q, alpha)]
+            gradients = [torch.autograd.grad(x[0].sum(), q)[0] for x in (found, expected)]
+            for a, b in [*zip(found, expected, strict=True), gradients]:
+                torch.testing.assert_close(a, b)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
@@ -14,27 +15,15 @@ from torch import Tensor
 
 from community.kernels import backend as chosen
 from community.kernels import experts as module
-from community.kernels.build import BuildError, compiler, program
 from community.kernels.experts import ACTIVATIONS, expert_mlp, reference
 
 HALF = torch.bfloat16
 
 
 @pytest.fixture(params=["c", "opencl"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name: str = request.param
-    if name == "c" and compiler() is None:
-        pytest.skip("no C compiler")
-    try:
-        program("experts", name)
-    except BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    with computed_by(request.param, "experts") as name:
+        yield name
 
 
 def made(

@@ -52,7 +52,7 @@ needs_extra = pytest.mark.skipif(
 Said = tuple[str, str, float, float | None]  # author, text, strength, the world's score
 
 
-def round_of(n: int, said: dict[Task, Sequence[Said]], component: int = 0, **more: Any) -> Round:
+def round_of(n: int, said: dict[Task, Sequence[Said]], **more: Any) -> Round:
     """A round in which these ideas were given, the best first."""
     ideas, entries, verdicts = [], [], []
     for task, given in said.items():
@@ -61,7 +61,7 @@ def round_of(n: int, said: dict[Task, Sequence[Said]], component: int = 0, **mor
             ideas.append(idea)
             scale = (strength, strength - 1, strength + 1)
             confidence = 0.5 if world is None else world
-            entries.append(Ranked(task.id, idea.id, place, *scale, 4, component, confidence, 1))
+            entries.append(Ranked(task.id, idea.id, place, *scale, 4, 0, confidence, 1))
             if world is not None:
                 verdicts.append(Verdict(n, task.id, WORLD, idea.id, world))
         first, last = ideas[-len(given)], ideas[-1]
@@ -633,14 +633,6 @@ class TestRefusals:
 
 
 # -- the command ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, `tiny`."""
-    folder = tmp_path_factory.mktemp("played")
-    assert community(folder, "run", write_recipe(folder, CROWD)).code == 0
-    return folder
 
 
 class TestCommand:

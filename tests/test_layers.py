@@ -42,7 +42,7 @@ LAYERS: list[set[str]] = [
             "search",
             "textindex",
         ),
-        *("config", "plugins", "models", "packaged"),
+        *("config", "plugins", "models", "packaged", "words"),
     },
     {
         *("round", "members", "pool", "school", "parts", "experts", "folder"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from small_rounds import (
 
 from community.errors import CommunityError
 from community.ledger import Ledger
-from community.lineage import Lineage, as_dict, lineage, relatives
+from community.lineage import Lineage, lineage, relatives
 from community.lineage_tree import render
 from community.types import WORLD, Checkpoint, Idea, Learning, Ranking, Round
 
@@ -168,7 +168,7 @@ def test_as_text_and_as_json(tmp_path: Path) -> None:
     with make_ledger(tmp_path / "ledger.db") as ledger:
         idea = ledger.round(2).lessons[0].idea
         found = lineage(ledger, idea)
-        assert json.loads(json.dumps(as_dict(found)))["idea"]["id"] == idea
+        assert json.loads(json.dumps(asdict(found)))["idea"]["id"] == idea
         shown = text_of(found)
         for part in (idea[:10], "world: 1.00", "place 1", "taught by", "rolled back"):
             assert (part in shown) == (part != "rolled back")

@@ -55,9 +55,9 @@ class Table(App[None]):
 Session = Callable[[Table, Listing, Pilot[Any]], Awaitable[None]]
 
 
-def listed(app: Table, session: Session, size: tuple[int, int] = (60, 20)) -> None:
+def listed(app: Table, session: Session) -> None:
     async def run() -> None:
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=(60, 20)) as pilot:
             await drawn(app, pilot)
             await session(app, app.query_one(Listing), pilot)
 

@@ -12,7 +12,7 @@ import pytest
 from community.agents.scripted import ScriptedAgent
 from community.arenas.arithmetic import ArithmeticArena
 from community.errors import CommunityError
-from community.members import Members, Silence
+from community.members import Listener, Members
 from community.pool import Failure, LocalPool, Spec
 from community.topology import build
 from community.types import Ballot, Idea, Learned, Lesson, Study, Task, Verdict
@@ -23,7 +23,7 @@ TASKS = [ARENA.pose("train", 3, index, 2) for index in range(6)]
 EVERYONE = dict.fromkeys(NAMES, TASKS)
 
 
-class Notes(Silence):
+class Notes(Listener):
     """Writes down what it hears."""
 
     def __init__(self) -> None:

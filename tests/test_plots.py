@@ -15,10 +15,10 @@ import networkx as nx
 import pytest
 from command import CROWD, community, little_room, write_recipe
 from matplotlib import rc_context
-from talk import EVIL, play_evil
+from talk import play_evil
 
 from community import curves, heatmaps, networks
-from community.canvas import encoded, fitted, settings
+from community.canvas import encoded, settings
 from community.errors import CommunityError
 from community.figures import figures
 from community.ledger import Ledger
@@ -239,11 +239,6 @@ def test_ideas_flow_from_left_to_right_where_there_are_layers() -> None:
     graph = nx.DiGraph([("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")])
     at = networks._layout(graph)
     assert at["a"][0] < at["b"][0] == at["c"][0] < at["d"][0]
-
-
-def test_texts_are_cut_to_a_line() -> None:
-    assert fitted("a\x1b[0m\nb", 9) == "a [0m b" and fitted("abcdef", 4) == "abc…"
-    assert len(fitted(EVIL, 40)) == 40
 
 
 def test_figures_of_json_hold_everything_that_is_drawn(talked: Path, facts: Facts) -> None:

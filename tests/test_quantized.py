@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
 from torch import Tensor
 
-from community.kernels import backend as chosen
-from community.kernels import build
 from community.kernels import quantized as module
 from community.kernels.quantized import dequantize, quantize, quantized_linear, reference
 
@@ -24,21 +23,9 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 
 @pytest.fixture(params=["c", "opencl", "reference"])
-def computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name: str = request.param
-    if name != "reference":
-        if name == "c" and build.compiler() is None:
-            pytest.skip("no C compiler")
-        try:
-            build.program("quantized", name)
-        except build.BuildError as error:
-            pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels):
-        cached.cache_clear()
+def computed(request: pytest.FixtureRequest) -> Iterator[str]:
+    with computed_by(request.param, "quantized") as name:
+        yield name
 
 
 def made(*shape: int, seed: int = 0) -> Tensor:

@@ -172,8 +172,8 @@ def test_authors_answers_are_comparisons_too() -> None:
     assert entry(ranking, ideas[0]).supporters == 2
 
 
-def mixed(seed: int = 0) -> Trial:
-    return simulate(200, 10_000, np.linspace(0.2, 1, 20).tolist(), seed)
+def mixed() -> Trial:
+    return simulate(200, 10_000, np.linspace(0.2, 1, 20).tolist())
 
 
 def test_order_is_nearer_the_truth_than_that_of_choix() -> None:

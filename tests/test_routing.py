@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import computed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
@@ -16,7 +17,7 @@ from torch import Tensor
 from community.kernels import backend as chosen
 from community.kernels import dispatch as moving
 from community.kernels import routing as module
-from community.kernels.build import BuildError, compiler, program, simt_program
+from community.kernels.build import BuildError, compiler
 from community.kernels.dispatch import combine, dispatch
 from community.kernels.routing import Route, arranged, balanced, reference, route
 
@@ -27,20 +28,9 @@ SIZES = st.integers(1, 70).flatmap(
 
 
 @pytest.fixture(params=["c", "opencl", "simt"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name: str = request.param
-    if name == "c" and compiler() is None:
-        pytest.skip("no C compiler")
-    try:
-        simt_program("routing", ("-DTHREADS=64",)) if name == "simt" else program("routing", name)
-    except BuildError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("COMMUNITY_KERNELS", name)
-    for cached in (chosen.backend, chosen.kernels, chosen.operation, chosen.simt):
-        cached.cache_clear()
-    yield name
-    for cached in (chosen.backend, chosen.kernels, chosen.operation, chosen.simt):
-        cached.cache_clear()
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    with computed_by(request.param, "routing", "-DTHREADS=64") as name:
+        yield name
 
 
 def scores(logits: Tensor, scoring: str) -> Tensor:

@@ -14,7 +14,7 @@ from community.config import read
 from community.errors import CommunityError
 from community.folder import create, refuse_changes, reopen, undo
 from community.ledger import Ledger
-from community.members import Silence
+from community.members import Listener
 from community.parts import specs_of
 from community.pool import LocalPool
 from community.run import How, Run, play
@@ -129,7 +129,7 @@ def _started_in(home: Path) -> list[int]:
     return found
 
 
-class Until(Silence):
+class Until(Listener):
     """Ctrl-C at the n-th thing that a run says."""
 
     def __init__(self, n: int) -> None:
@@ -175,7 +175,7 @@ class TestResuming:
         run = made(tmp_path)
         heard: list[tuple[int, int]] = []
 
-        class Heard(Silence):
+        class Heard(Listener):
             def phase(self, name: str, total: int) -> None:
                 if name == "learn" and not heard:
                     raise KeyboardInterrupt
@@ -199,7 +199,7 @@ class TestResuming:
         folder = made(tmp_path, RECIPE)
         phases: list[str] = []
 
-        class Hears(Silence):
+        class Hears(Listener):
             def phase(self, name: str, total: int) -> None:
                 phases.append(name)
 

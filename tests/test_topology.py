@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from community.errors import CommunityError
-from community.topology import TOPOLOGIES, at_round, build, catalogue, neighbours
+from community.plugins import available
+from community.topology import TOPOLOGIES, at_round, build, neighbours
 
 DRAWN = [name for name in TOPOLOGIES if name != "file"]
 CONNECTED = ["ring", "complete", "star", "path", "tree", "small_world", "scale_free", "bipartite"]
@@ -281,6 +282,6 @@ def test_a_schedule_changes_the_topology_by_round() -> None:
 
 
 def test_every_topology_has_its_line() -> None:
-    lines = catalogue()
+    lines = available("topology")
     assert list(lines) == list(TOPOLOGIES)
     assert all(line.endswith(".") and len(line) < 90 for line in lines.values())

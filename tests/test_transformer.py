@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import computed_by
 from tiny_models import ARENA, RESTART, SHAPE, WORDS, chat_model, lessons, member, sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +17,7 @@ from community.agents.learning import Optimizer
 from community.agents.pretrained import Adapter
 from community.agents.transformer import Shape, TransformerAgent
 from community.errors import CommunityError
-from community.kernels.backend import backend, kernels
+from community.kernels.backend import backend
 from community.types import Agent, Ballot, Decoding, Idea, Lesson, Request, Study, Task
 
 TASK = sums(1)[0]
@@ -222,17 +223,11 @@ def test_a_model_that_the_kernels_cannot_run() -> None:
         member(shape=neox, generator="kernels")
 
 
-def test_kernels_that_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMMUNITY_KERNELS", "reference")
-    for chosen in (backend, kernels):
-        chosen.cache_clear()
-    try:
+def test_kernels_that_are_switched_off() -> None:
+    with computed_by("reference", "gpt"):
         assert member().propose(requests([TASK]))
         with pytest.raises(CommunityError, match="COMMUNITY_KERNELS=reference"):
             member(generator="kernels")
-    finally:
-        for chosen in (backend, kernels):
-            chosen.cache_clear()
 
 
 def test_what_cannot_be_made() -> None:

@@ -27,13 +27,13 @@ TEMPLATE = (
 )
 
 
-def tiny(shape: Shape = SHAPE, seed: int = 0) -> tuple[PreTrainedModel, CharacterCodec]:
+def tiny(shape: Shape = SHAPE) -> tuple[PreTrainedModel, CharacterCodec]:
     """A fresh model in double precision, and its codec.
 
     Weights are ten times the usual size, so that its untrained answers depend on the prompt,
     and the precision keeps the padding of a batch from showing in any digit.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     codec = CharacterCodec(ARENA.alphabet, shape.positions)
     model = made(shape, codec).double()
     with torch.no_grad():

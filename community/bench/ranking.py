@@ -71,9 +71,9 @@ def simulate(items: int, comparisons: int, reliability: Sequence[float], seed: i
     return Trial(truth, ideas, verdicts)
 
 
-def small_tasks(tasks: int, members: int = 4, seed: int = 0) -> tuple[list[Idea], list[Verdict]]:
+def small_tasks(tasks: int) -> tuple[list[Idea], list[Verdict]]:
     """Many tasks of a few answers: member m is right (answer "0") with probability m-dependent."""
-    rng = np.random.default_rng(seed)
+    rng, members = np.random.default_rng(0), 4
     skill = np.linspace(0.3, 0.95, members)
     ideas, verdicts = [], []
     for t in range(tasks):
@@ -122,9 +122,9 @@ def against_others(trial: Trial, slow: bool) -> list[tuple[str, float, float]]:
     return rows
 
 
-def coverage(trial: Trial, method: str = "bradley-terry") -> float:
+def coverage(trial: Trial) -> float:
     """Share of the items whose 95% interval holds their centred true strength."""
-    _, low, high = trial.strengths(rank(trial.ideas, trial.verdicts, method))
+    _, low, high = trial.strengths(rank(trial.ideas, trial.verdicts))
     truth = trial.truth - trial.truth.mean()
     return float(np.mean((low <= truth) & (truth <= high)))
 

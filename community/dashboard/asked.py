@@ -29,6 +29,6 @@ EXAMPLES = {"id": "0b12", "author": "ada", "learner": "ada", "arena": "gcd", "ro
 
 
 def rounds(text: str) -> tuple[int, int | None]:
-    """3, 3-7 or 3- -> first and last. Raises CommunityError for anything else."""
+    """3, 3-7, 3- or nothing -> first and last. Raises CommunityError for anything else."""
     first, last = rounds_of(text)
     return first or 1, last

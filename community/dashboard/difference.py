@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from community.dashboard.kin import Contrast, Kin
-from community.dashboard.words import block, count, meter, one_line, share, signed
+from community.words import block, count, meter, one_line, share, signed
 
 LETTERS = 120
 """Texts of at most so many characters are compared by character, longer ones by word."""

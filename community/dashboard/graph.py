@@ -12,7 +12,7 @@ from textual.widget import Widget
 
 from community.dashboard.chart import DOTTED, SOLID, Canvas
 from community.dashboard.flows import Edge, Flow, Places
-from community.dashboard.words import clip
+from community.words import clip
 
 DRAWN = 200
 """Edges that are drawn; of more, every so many-th."""

@@ -16,9 +16,9 @@ from textual.widgets import Static
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import Page, nothing_yet
 from community.dashboard.sheet import Said, Sheet, sheet
-from community.dashboard.words import SHORT, block, meter, one_line, share, signed
 from community.ledger import Ledger
 from community.types import WORLD
+from community.words import SHORT, block, meter, one_line, share, signed
 
 
 class IdeaPage(Page[Sheet | None]):

@@ -7,21 +7,19 @@ from functools import partial
 from typing import ClassVar
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.binding import Binding, BindingType
 from textual.events import ScreenResume
 from textual.widgets import Input
-from textual.worker import get_current_worker
 
 from community.dashboard.asked import asked, rounds
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import nothing_yet
 from community.dashboard.searching import Searching
-from community.dashboard.words import count, one_line, signed
-from community.errors import CommunityError
 from community.ledger import Ledger
 from community.search import Found, Order, Query, search
 from community.search import count as how_many
+from community.words import count, one_line, signed
 
 SORTS: tuple[Order, ...] = ("round", "strength", "arena", "author")
 """In the order in which s takes them."""
@@ -113,18 +111,8 @@ class IdeasPage(Searching[Query]):
             fetch = partial(ideas_at, self.app.ledger, query, None)
             listing.source(fetch, None, "No idea matches.")
             self._say("counting…")
-            self._count(query)
-
-    @work(thread=True, exclusive=True, group="count")
-    def _count(self, query: Query) -> None:
-        worker = get_current_worker()
-        try:
-            found = how_many(self.app.ledger, query, MOST)
-        except CommunityError as error:
-            self.call_later(self.notice, str(error))
-            return
-        if not worker.is_cancelled:
-            self.call_later(self._counted, query, found)
+            every_match = partial(how_many, self.app.ledger, query, MOST)
+            self.find_out("count", every_match, partial(self._counted, query))
 
     def _counted(self, query: Query, found: int) -> None:
         if query == self.query_now:
@@ -141,15 +129,8 @@ class IdeasPage(Searching[Query]):
     @on(Input.Submitted, "#query")
     def _by_id(self, event: Input.Submitted) -> None:
         if event.value.startswith("id:"):
-            self._open(event.value[3:].strip())
-
-    @work(thread=True, exclusive=True, group="open")
-    def _open(self, id: str) -> None:
-        """Read the idea whose id starts so."""
-        try:
-            self.call_later(self.app.open_idea, self.app.ledger.idea(id).id)
-        except CommunityError as error:
-            self.call_later(self.notice, str(error))
+            one = partial(self.app.ledger.idea, event.value[3:].strip())
+            self.find_out("open", one, lambda idea: self.app.open_idea(idea.id))
 
     def _order(self, sort: Order, descending: bool) -> None:
         self.query_now = replace(self.query_now, sort=sort, descending=descending)
@@ -187,7 +168,7 @@ def ideas_at(
 def query_of(text: str, before: Query) -> Query:
     """What is typed as a query, sorted as before. CommunityError where it makes no sense."""
     words, fields = asked(text, ("author", "arena", "round", "id"))
-    first, last = rounds(fields["round"]) if "round" in fields else (1, None)
+    first, last = rounds(fields.get("round", ""))
     return Query(
         words, fields.get("author", ""), fields.get("arena", ""), first, last,
         before.sort, before.descending,

@@ -7,11 +7,11 @@ idea. A step ahead is the same, the other way. Nothing is left out for having lo
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx as nx
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from community.errors import CommunityError
@@ -235,37 +235,13 @@ def path_to_best(ledger: Ledger, start: Kin) -> Path:
         if not first:
             return Path(None)
         query = select(parents.c.parent, parents.c.idea).join(ideas, parents.c.idea == ideas.c.row)
-        read = [(parent, idea) for parent, idea in conn.execute(query.where(here))]
-        found: list[int] = []
-        for down, up in ((True, False), (False, True), (True, True)):
-            found = found or _way(start.row, first[0].row, read, down, up)
+        ends, read = (start.row, first[0].row), nx.DiGraph(conn.execute(query.where(here)).all())
+        read.add_nodes_from(ends)
+        ways = (read, read.reverse(), read.to_undirected())
+        found = next((nx.shortest_path(x, *ends) for x in ways if nx.has_path(x, *ends)), [])
         known = {k.row: k for k in _kin(conn, ideas.c.row.in_(found))}
     way = [known[row] for row in found]
     return Path(first[0], tuple(k.id for k in way), tuple(k.author for k in way))
-
-
-def _way(start: int, end: int, read: Sequence[tuple[int, int]], down: bool, up: bool) -> list[int]:
-    """The shortest path; empty if there is none."""
-    near: dict[int, list[int]] = {}
-    for parent, idea in read:
-        if down:
-            near.setdefault(parent, []).append(idea)
-        if up:
-            near.setdefault(idea, []).append(parent)
-    before: dict[int, int] = {start: start}
-    queue = deque([start])
-    while queue and end not in before:
-        at = queue.popleft()
-        for other in near.get(at, ()):
-            if other not in before:
-                before[other] = at
-                queue.append(other)
-    if end not in before:
-        return []
-    way = [end]
-    while way[-1] != start:
-        way.append(before[way[-1]])
-    return way[::-1]
 
 
 # -- a tree to begin with ------------------------------------------------------------------

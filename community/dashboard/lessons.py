@@ -19,8 +19,8 @@ from community.dashboard.listing import Column, Listing
 from community.dashboard.page import nothing_yet
 from community.dashboard.schooling import Pair, Row, Wish, how_many, lessons_of, pairs
 from community.dashboard.searching import Searching
-from community.dashboard.words import SHORT, count, number, one_line, share
 from community.ledger import Ledger
+from community.words import SHORT, count, number, one_line, share
 
 MATRIX = 8
 """Of more members, the pairs with most lessons are listed instead of a table."""
@@ -106,7 +106,7 @@ class LessonsPage(Searching[Hits]):
 def wish_of(text: str) -> Wish:
     """What is typed as a wish. CommunityError where it makes no sense."""
     words, fields = asked(text, ("learner", "author", "round"))
-    first, last = rounds(fields["round"]) if "round" in fields else (1, None)
+    first, last = rounds(fields.get("round", ""))
     return Wish(words, fields.get("learner", ""), fields.get("author", ""), first, last)
 
 

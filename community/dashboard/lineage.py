@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static, Tree
 from textual.widgets.tree import TreeNode
-from textual.worker import get_current_worker
 
 from community.dashboard.difference import changes, why
 from community.dashboard.kin import (
@@ -28,9 +28,8 @@ from community.dashboard.kin import (
     grow,
 )
 from community.dashboard.page import Page, nothing_yet
-from community.dashboard.words import SHORT, count, one_line, share, signed
-from community.errors import CommunityError
 from community.ledger import Ledger
+from community.words import SHORT, count, one_line, share, signed
 
 Node = TreeNode[Branch]
 
@@ -133,16 +132,8 @@ class LineagePage(Page[Family | None]):
     def _expanded(self, event: Tree.NodeExpanded[Branch]) -> None:
         node = event.node
         if node.data is not None and node.data.inner is None:
-            self._grow(node, node.data)
-
-    @work(thread=True, group="grow")
-    def _grow(self, node: Node, branch: Branch) -> None:
-        try:
-            grow(self.app.ledger, branch)
-        except CommunityError as error:
-            self.call_later(self.notice, str(error))
-        else:
-            self.call_later(self._fill, node, branch)
+            grown = partial(grow, self.app.ledger, node.data)
+            self.find_out(f"branch {node.id}", grown, partial(self._fill, node))
 
     @on(Tree.NodeHighlighted)
     def _highlighted(self, event: Tree.NodeHighlighted[Branch]) -> None:
@@ -185,7 +176,7 @@ class LineagePage(Page[Family | None]):
             near = over.data.item if over.data else found.root
             if isinstance(near, Kin) and near.id != branch.item.id:
                 pair = (near, branch.item) if branch.back else (branch.item, near)
-                self._contrast(*pair)
+                self.find_out("contrast", partial(contrast, self.app.ledger, *pair), self._contrast)
             else:
                 box.border_title = branch.item.id[:SHORT]
                 self._tell(_alone(branch.item))
@@ -193,18 +184,7 @@ class LineagePage(Page[Family | None]):
             box.border_title = branch.item.id[:SHORT]
             self._tell(_other(branch.item))
 
-    @work(thread=True, exclusive=True, group="contrast")
-    def _contrast(self, child: Kin, parent: Kin) -> None:
-        worker = get_current_worker()
-        try:
-            found = contrast(self.app.ledger, child, parent)
-        except CommunityError as error:
-            self.call_later(self.notice, str(error))
-            return
-        if not worker.is_cancelled:
-            self.call_later(self._show_contrast, found)
-
-    def _show_contrast(self, found: Contrast) -> None:
+    def _contrast(self, found: Contrast) -> None:
         names = f"{found.parent.id[:SHORT]} → {found.child.id[:SHORT]}"
         self.query_one("#beside").border_title = f"{names}: what changed, and why"
         self._tell(Group(*_pair(found)))

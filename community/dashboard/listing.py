@@ -19,8 +19,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.worker import get_current_worker
 
-from community.dashboard.words import padded
 from community.errors import CommunityError
+from community.words import padded
 
 PAGE = 100
 """Rows fetched at once."""
@@ -132,17 +132,13 @@ class Listing(ScrollView, can_focus=True):
         self._edition += 1
         self._fetch, self.empty = fetch, empty
         self._pages, self._busy, self._told = {}, False, None
-        self.complete = total is not None
-        self._extend(total or 0, total is not None)
+        self.known(total or 0, total is not None)
         self.cursor = max(0, min(self.cursor, self.total - 1)) if total is not None else 0
         self._need()
         self.refresh()
 
-    def known(self, total: int, complete: bool = True) -> None:
+    def known(self, total: int, complete: bool) -> None:
         """There are so many rows; if not complete, there may be more."""
-        self._extend(total, complete)
-
-    def _extend(self, total: int, complete: bool) -> None:
         self.total, self.complete = total, complete
         self.virtual_size = Size(self.size.width, total + 1)
         self.refresh()
@@ -194,7 +190,7 @@ class Listing(ScrollView, can_focus=True):
         self._pages[page] = rows
         if not self.complete:
             known, full = page * PAGE + len(rows), len(rows) == PAGE
-            self._extend(max(self.total, known + full), not full)  # one more, to be asked for
+            self.known(max(self.total, known + full), not full)  # one more, to be asked for
         self.refresh()
         self._tell()
         self._need()

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
-from textual.worker import get_current_worker
 
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import Page, nothing_yet
 from community.dashboard.people import Member, Portrait, people, portrait
-from community.dashboard.words import SHORT, interval, number, one_line, share, signed, spark
-from community.errors import CommunityError
 from community.ledger import Ledger
+from community.words import SHORT, interval, number, one_line, share, signed, spark
 
 PLACEMENT = {"name", "count", "cpus", "gpus", "use", "backend", "domains"}
 """Options of a member that are said elsewhere, or that change nothing."""
@@ -89,24 +88,15 @@ class MembersPage(Page[list[Member]]):
 
     @on(Listing.Moved, "#members")
     def _moved(self, event: Listing.Moved) -> None:
-        self._portray(event.row)
+        member: Member = event.row
+        found = partial(portrait, self.app.ledger, member.name)
+        self.find_out("portrait", found, partial(self._portray, member))
 
     @on(Listing.Chosen, "#members")
     def _chosen(self, event: Listing.Chosen) -> None:
         self.app.find(f"author:{event.row.name}")
 
-    @work(thread=True, exclusive=True, group="portrait")
-    def _portray(self, member: Member) -> None:
-        worker = get_current_worker()
-        try:
-            found = portrait(self.app.ledger, member.name)
-        except CommunityError as error:
-            self.call_later(self.notice, str(error))
-            return
-        if not worker.is_cancelled:
-            self.call_later(self._show_portrait, member, found)
-
-    def _show_portrait(self, member: Member, found: Portrait) -> None:
+    def _portray(self, member: Member, found: Portrait) -> None:
         self.query_one("#portrait").border_title = found.name
         self.query_one("#more", Static).update(draw(member, found))
 

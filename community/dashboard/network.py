@@ -15,8 +15,8 @@ from community.dashboard.flows import KINDS, Edge, Flow, Kind, Places, flow, pla
 from community.dashboard.graph import DRAWN, Graph
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import Page, nothing_yet
-from community.dashboard.words import count, meter, number
 from community.ledger import Ledger
+from community.words import count, meter, number
 
 TICK = 0.25
 """Seconds between two pictures."""

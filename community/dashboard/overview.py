@@ -15,9 +15,9 @@ from community.dashboard.chart import DASHED, DOTTED, Chart, Curve
 from community.dashboard.course import Course, Curves, Point
 from community.dashboard.listing import Column, Listing
 from community.dashboard.page import Page, nothing_yet
-from community.dashboard.words import count, meter, number, one_line, share
 from community.findings import duration
 from community.ledger import Ledger
+from community.words import count, meter, number, one_line, share
 
 BATCH = 20
 """Rounds that are read before the curves are drawn again."""

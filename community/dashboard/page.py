@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Generic, TypeVar
 
 from rich.text import Text
-from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
@@ -16,10 +17,10 @@ from textual.widgets import Footer, Static
 from textual.worker import get_current_worker
 
 from community.dashboard.course import Course, Curves, Pulse
-from community.dashboard.words import clip, count, meter
 from community.errors import CommunityError
 from community.findings import duration
 from community.ledger import Ledger
+from community.words import clip, count, meter
 
 PAGES = ("overview", "members", "network", "ideas", "lineage", "idea", "lessons")
 """The screens in the order of their keys, 1 to 7."""
@@ -27,6 +28,7 @@ LEAST = (74, 16)
 """Columns and lines that the screens need."""
 
 Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 
 class Host(App[None]):
@@ -208,17 +210,32 @@ class Page(Screen[None], Generic[Found]):
         """Load now; what is still loading is no longer wanted."""
         self._load()
 
-    @work(thread=True, exclusive=True, group="load")
     def _load(self) -> None:
-        worker = get_current_worker()
-        try:
-            found = self.load(self.app.ledger)
-        except CommunityError as error:
+        self.find_out("load", partial(self.load, self.app.ledger), self._show, self._failed)
+
+    def find_out(
+        self,
+        group: str,
+        question: Callable[[], Answer],
+        then: Callable[[Answer], None],
+        failed: Callable[[str], None] | None = None,
+    ) -> None:
+        """`then` gets the answer, which a thread looks for; of a group the latest question's alone.
+
+        A CommunityError is a notice, or what `failed` makes of its sentence.
+        """
+
+        def look() -> None:
+            worker = get_current_worker()
+            tell: tuple[Callable[..., None], object]
+            try:
+                tell = then, question()
+            except CommunityError as error:
+                tell = failed or self.notice, str(error)
             if not worker.is_cancelled:
-                self.call_later(self._failed, str(error))
-            return
-        if not worker.is_cancelled:
-            self.call_later(self._show, found)
+                self.call_later(*tell)
+
+        self.run_worker(look, group=group, exclusive=True, thread=True)
 
     def _show(self, found: Found) -> None:
         self.notice("")
@@ -243,6 +260,3 @@ def nothing_yet(course: Course | None) -> str:
     if not course.pulse.round:
         return f"No round yet: {count(course.members, 'member')} had first lessons."
     return "There is nothing of this kind in the ledger."
-
-
-AnyPage = Page[Any]

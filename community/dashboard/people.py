@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -67,23 +68,18 @@ class Member:
 def people(ledger: Ledger) -> list[Member]:
     """All members, the strongest first. Strengths are of the last round."""
     with ledger.reading() as conn:
-
-        def by(query: Select[Any]) -> dict[str, int]:
-            return rows.mapping_of(conn, query)
-
+        by = partial(rows.mapping_of, conn)
         last = conn.scalar(select(func.max(rounds.c.n))) or 0
         strong = {name: _strength(*sums) for name, *sums in conn.execute(_strengths(last))}
         trust = select(reliability.c.judge, reliability.c.value)
-        trusted = rows.mapping_of(conn, trust.where(reliability.c.round == last))
-        solved = rows.mapping_of(conn, _solved())
+        trusted, solved = by(trust.where(reliability.c.round == last)), by(_solved())
         given = by(_counted(lessons.c.learner))
         learned = by(_counted(checkpoints.c.agent).join(taught).where(checkpoints.c.kept))
         teaching = by(_counted(ideas.c.author).join(lessons, lessons.c.idea == ideas.c.row))
         made = _counted(checkpoints.c.agent).where(checkpoints.c.learning > 0)
         kept, back = by(made.where(checkpoints.c.kept)), by(made.where(~checkpoints.c.kept))
         failed = by(_counted(ideas.c.author).where(ideas.c.failure != ""))
-        used = select(spent.c.member, func.sum(spent.c.tokens)).group_by(spent.c.member)
-        tokens = by(used)
+        tokens = by(select(spent.c.member, func.sum(spent.c.tokens)).group_by(spent.c.member))
         every = conn.execute(select(members).order_by(members.c.position)).all()
     found = [
         Member(

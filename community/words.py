@@ -1,4 +1,4 @@
-"""Texts of models and numbers, made fit for a terminal."""
+"""Texts of models and numbers, made fit to be shown."""
 
 from __future__ import annotations
 
@@ -100,13 +100,12 @@ def interval(low: float, middle: float, high: float, ends: tuple[float, float], 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def spark(values: Iterable[float | None], width: int, low: float = 0.0, high: float = 1.0) -> str:
-    """The last `width` values as little columns; a gap where there is none."""
+def spark(values: Iterable[float | None], width: int) -> str:
+    """The last `width` shares as little columns; a gap where there is none."""
     cells = []
     for value in list(values)[-width:]:
         if value is None or math.isnan(value):
             cells.append(" ")
         else:
-            part = (value - low) / ((high - low) or 1.0)
-            cells.append(SPARKS[max(0, min(7, int(part * 8)))])
+            cells.append(SPARKS[max(0, min(7, int(value * 8)))])
     return "".join(cells)
