@@ -66,7 +66,7 @@ class LanguageModel:
 
     def refresh(self, model: nn.Module) -> None:
         """Take the model's weights as they are now. Raises Unsupported."""
-        self.layout, parts, self._rotary = parts_of(model)
+        layout, parts, rotary = parts_of(model)
         products = [w for x in parts if isinstance(x, Product) for w, _ in x.pieces]
         tables = [x.weight for x in parts if isinstance(x, Table)]
         if any(w.device.type != "cpu" for w in (*products, *tables)):
@@ -75,9 +75,11 @@ class LanguageModel:
         if kind == "float32" and all(map(_narrow, products)):
             kind = "bfloat16"
         half = kind == "bfloat16" or all(map(_narrow, tables))
+        packed = [_packed(part, KINDS.index(kind), int(half)) for part in parts]
+        weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
+        # nothing is taken of a model that is refused: gpt.c would read other weights by its layout
+        self.layout, self.weights, self._rotary = layout, weights, rotary
         self._kind, self._table = KINDS.index(kind), int(half)
-        packed = [_packed(part, self._kind, self._table) for part in parts]
-        self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
         self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 

@@ -359,6 +359,15 @@ def test_new_weights_count_after_a_refresh() -> None:
     )
 
 
+def test_nothing_is_taken_of_a_model_that_is_refused() -> None:
+    ours = LanguageModel(llama(), any_program())
+    layout, before = ours.layout, ours.score(prompts(), None, [1] * 14)
+    with pytest.raises(Unsupported, match="processor"):
+        ours.refresh(gpt2().to("meta"))
+    assert ours.layout == layout  # by another it would read beyond the weights
+    assert ours.score(prompts(), None, [1] * 14) == before
+
+
 def dequantised(weight: torch.Tensor) -> torch.Tensor:
     """(inputs, outputs) as int8 with a scale for every GROUP inputs stands for it."""
     groups = [
