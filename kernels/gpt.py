@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class LanguageModel:
     """
 
     halfway = True  # whether rows may share what is not all of a prompt
+    _turning = Lock()
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
         """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor;
@@ -254,12 +256,14 @@ class LanguageModel:
 
     def _turn(self, places: int) -> None:
         """Have cosines and sines of at least so many positions, (places, 2, size / 2)."""
-        if self._rotary is None or places <= self._places:
-            return
-        speeds, scale = self._rotary
-        self._places = max(places, self.layout.places)
-        angles = torch.arange(self._places, device="cpu").float()[:, None] * speeds
-        self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+        with self._turning:  # another thread may just be making them
+            if self._rotary is None or places <= self._places:
+                return
+            speeds, scale = self._rotary
+            count = max(places, self.layout.places)
+            angles = torch.arange(count, device="cpu").float()[:, None] * speeds
+            self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+            self._places = count
 
 
 def panel() -> int:
