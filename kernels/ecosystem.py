@@ -90,7 +90,8 @@ def mask(*, config: Any, **given: Any) -> Tensor | None:
     Raises ValueError for a model that computes its attention itself: it would take True for a
     number to add.
     """
-    if not _asks(type(config)):
+    asks, ready = _known_of(type(config))
+    if not asks:
         raise ValueError(
             f"models of {type(config).__name__} compute attention themselves, whatever "
             f"attn_implementation={NAME!r} says; use 'eager'"
@@ -99,19 +100,23 @@ def mask(*, config: Any, **given: Any) -> Tensor | None:
     # would have what was not written yet cut off, and it cannot be told from queries left out.
     if given["q_length"] not in (1, given["kv_length"]):
         given["allow_is_causal_skip"] = False
-    if _ready(type(config)):
+    if ready:
         return sdpa_mask(**given, config=config)
     return eager_mask(**{**given, "allow_is_bidirectional_skip": False}, config=config)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _known_of(config: type) -> tuple[bool, bool]:
+    """`_asks` and `_ready`. Not cached itself: torch.compile would trace what is behind a cache."""
+    return _asks(config), _ready(config)
+
+
 @cache
 def _asks(config: type) -> bool:
     """Whether all models of a config ask for the attention that is registered, as far as known."""
     return all("ALL_ATTENTION_FUNCTIONS" in names for names in _modules(config))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @cache
 def _ready(config: type) -> bool:
     """Whether all models of a config know SDPA, and so masks of bool and the flag: elsewhere

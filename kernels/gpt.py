@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class LanguageModel:
     """
 
     halfway = True  # whether rows may share what is not all of a prompt
+    _turning = Lock()
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
         """`model`: a causal GPT-2, Llama, Mistral, Qwen2, Qwen3 or SmolLM3 on the processor;
@@ -66,7 +68,7 @@ class LanguageModel:
 
     def refresh(self, model: nn.Module) -> None:
         """Take the model's weights as they are now. Raises Unsupported."""
-        self.layout, parts, self._rotary = parts_of(model)
+        layout, parts, rotary = parts_of(model)
         products = [w for x in parts if isinstance(x, Product) for w, _ in x.pieces]
         tables = [x.weight for x in parts if isinstance(x, Table)]
         if any(w.device.type != "cpu" for w in (*products, *tables)):
@@ -75,9 +77,11 @@ class LanguageModel:
         if kind == "float32" and all(map(_narrow, products)):
             kind = "bfloat16"
         half = kind == "bfloat16" or all(map(_narrow, tables))
+        packed = [_packed(part, KINDS.index(kind), int(half)) for part in parts]
+        weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
+        # nothing is taken of a model that is refused: gpt.c would read other weights by its layout
+        self.layout, self.weights, self._rotary = layout, weights, rotary
         self._kind, self._table = KINDS.index(kind), int(half)
-        packed = [_packed(part, self._kind, self._table) for part in parts]
-        self.weights = torch.cat([part.reshape(-1).view(torch.uint8) for part in packed])
         self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 
@@ -252,12 +256,14 @@ class LanguageModel:
 
     def _turn(self, places: int) -> None:
         """Have cosines and sines of at least so many positions, (places, 2, size / 2)."""
-        if self._rotary is None or places <= self._places:
-            return
-        speeds, scale = self._rotary
-        self._places = max(places, self.layout.places)
-        angles = torch.arange(self._places, device="cpu").float()[:, None] * speeds
-        self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+        with self._turning:  # another thread may just be making them
+            if self._rotary is None or places <= self._places:
+                return
+            speeds, scale = self._rotary
+            count = max(places, self.layout.places)
+            angles = torch.arange(count, device="cpu").float()[:, None] * speeds
+            self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+            self._places = count
 
 
 def panel() -> int:

@@ -78,16 +78,18 @@ class GpuLanguageModel(LanguageModel):
         devices = {w.device for w in model.state_dict().values()}
         if len(devices) != 1:
             raise Unsupported(f"weights are on {len(devices)} devices")
-        self.device = devices.pop()
-        self.layout, parts, self._rotary = parts_of(model)
-        if WAYS * (padded(self.layout.size, 1) + 4) > self.team.held:
-            raise Unsupported(f"heads of size {self.layout.size}")
-        if not fits(_shared(self.layout, self.team), self.device):
+        device = devices.pop()
+        layout, parts, rotary = parts_of(model)
+        if WAYS * (padded(layout.size, 1) + 4) > self.team.held:
+            raise Unsupported(f"heads of size {layout.size}")
+        if not fits(_shared(layout, self.team), device):
             raise Unsupported("a GPU with so little shared memory")
-        flat = _flat(self.layout, parts, self.team.blocks)
-        self.weights = torch.cat([x.to(self.device) for x in flat])
-        if self._rotary:  # cosines and sines are made on the processor
-            self._rotary = self._rotary[0].cpu(), self._rotary[1]
+        flat = _flat(layout, parts, self.team.blocks)
+        weights = torch.cat([x.to(device) for x in flat])
+        if rotary:  # cosines and sines are made on the processor
+            rotary = rotary[0].cpu(), rotary[1]
+        # nothing is taken of a model that is refused: see LanguageModel.refresh
+        self.device, self.layout, self.weights, self._rotary = device, layout, weights, rotary
         self._turns = zeros(0)
         self._places = self.layout.places if self.layout.learned else 0
 

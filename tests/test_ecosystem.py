@@ -42,6 +42,7 @@ from transformers import (
     T5ForConditionalGeneration,
     XGLMConfig,
 )
+from transformers.masking_utils import create_causal_mask
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from community.kernels import ecosystem
@@ -218,6 +219,33 @@ def test_queries_that_a_model_leaves_out(cache: str) -> None:
         found.append(said.logits)
     for theirs, ours in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+def test_what_is_known_of_a_model_is_looked_up_and_not_traced() -> None:
+    config = llama().config
+    config._attn_implementation = "community"
+
+    def made(x: torch.Tensor, seen: torch.Tensor) -> Any:
+        return create_causal_mask(config, x, seen, None)
+
+    given = torch.randn(1, 3, 32), torch.tensor([[0, 1, 1]])
+    assert torch.equal(torch.compile(made, backend="eager")(*given), made(*given))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).eval()
+    model.set_attn_implementation("community")
+    given = batch(model, "left")
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        loss = run(**given).loss  # transformers writes to its log there, which breaks the graph
+        loss.backward()
+        found.append([loss, *(p.grad.clone() for p in model.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours)
 
 
 def splinter() -> Any:

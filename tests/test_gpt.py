@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -357,6 +358,23 @@ def test_new_weights_count_after_a_refresh() -> None:
     assert ours.score(prompts(), None, [1] * 14) == LanguageModel(model, any_program()).score(
         prompts(), None, [1] * 14
     )
+
+
+def test_nothing_is_taken_of_a_model_that_is_refused() -> None:
+    ours = LanguageModel(llama(), any_program())
+    layout, before = ours.layout, ours.score(prompts(), None, [1] * 14)
+    with pytest.raises(Unsupported, match="processor"):
+        ours.refresh(gpt2().to("meta"))
+    assert ours.layout == layout  # by another it would read beyond the weights
+    assert ours.score(prompts(), None, [1] * 14) == before
+
+
+def test_several_threads_may_ask_first() -> None:
+    model = llama(max_position_embeddings=2**16)  # whose turns take a while
+    ours = LanguageModel(model, any_program())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: ours.score(prompts(), None, [1] * 14), range(4)))
+    assert found == [ours.score(prompts(), None, [1] * 14)] * 4
 
 
 def dequantised(weight: torch.Tensor) -> torch.Tensor:

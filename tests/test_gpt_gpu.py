@@ -192,3 +192,11 @@ BAD: dict[str, Any] = {
 def test_what_is_not_supported_is_named(feature: str) -> None:
     with pytest.raises(Unsupported, match=feature):
         GpuLanguageModel(BAD[feature](), team("opencl"))
+
+
+def test_nothing_is_taken_of_a_model_that_is_refused() -> None:
+    ours = GpuLanguageModel(gpt2(), team("teams"))
+    layout = ours.layout
+    with pytest.raises(Unsupported, match="normalised"):
+        ours.refresh(MODELS["qwen3"]())
+    assert ours.layout == layout  # by another it would read beyond the weights
