@@ -80,8 +80,8 @@ def _found(kind: Kind, name: str, base: Path | None) -> tuple[str, ModuleType]:
     theirs = _theirs(kind)
     if attribute in theirs:
         point = theirs[attribute]
-        return point.value, _from_module(point.module)
-    raise unknown(kind, name, [*ours, *theirs])
+        return f"{point.module}:{point.attr or ''}", _from_module(point.module)
+    raise unknown(kind, name, {*ours, *theirs})
 
 
 def available(kind: Kind) -> dict[str, str]:

@@ -40,7 +40,11 @@ def build(
     else:
         function, name = name, getattr(name, "__name__", "given")
     given = inspect.signature(function).parameters
-    known = {option: given[option].default for option in list(given)[1:] if option != "seed"}
+    known = {
+        option: p.default
+        for option, p in list(given.items())[1:]
+        if option != "seed" and p.kind is not p.VAR_KEYWORD  # as networkx's generators have
+    }
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of topology {name}", option, known)

@@ -108,11 +108,12 @@ def test_entry_points_of_installed_packages(parrot: Path, monkeypatch: pytest.Mo
     (parrot / "parrots-1.dist-info").mkdir()
     (parrot / "parrots-1.dist-info" / "METADATA").write_text("Name: parrots\nVersion: 1\n")
     (parrot / "parrots-1.dist-info" / "entry_points.txt").write_text(
-        "[community.arenas]\npolly = parrot:Parrot\n"
+        "[community.arenas]\npolly = parrot:Parrot [sound]\nlost = parrot\n"
     )
     monkeypatch.syspath_prepend(str(parrot))
     assert plugins.load("arena", "polly")().name == "parrot"
     assert plugins.available("arena")["polly"] == "from parrot"
+    assert "unknown name in parrot: ''" in refusal("arena", "lost")
 
 
 def test_unknown_names_list_what_there_is() -> None:

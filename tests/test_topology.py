@@ -251,6 +251,12 @@ def test_an_undirected_graph_of_ones_own_is_read_both_ways() -> None:
     assert set(build(friends, ["a", "b"]).edges()) == {("a", "b"), ("b", "a")}
 
 
+def test_a_generator_of_networkx_is_a_topology() -> None:
+    assert set(build(nx.path_graph, ["a", "b"]).edges()) == {("a", "b"), ("b", "a")}
+    with pytest.raises(CommunityError, match="unknown option of topology path_graph"):
+        build(nx.path_graph, ["a", "b"], backend_kwargs={})
+
+
 def test_ones_own_function_that_gives_no_graph_of_members_is_named() -> None:
     def nothing(members: list[str]) -> None:
         return None
