@@ -108,6 +108,14 @@ def test_every_text_and_number_survives(round: Round) -> None:
         check_lossless(f"{folder}/ledger.db", round)
 
 
+def test_a_loss_below_nothing_by_a_sign_survives(tmp_path: Path) -> None:
+    """-log(1) is -0.0, which no database gives back."""
+    with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
+        sure = Checkpoint("c", "ann", 0, loss=-0.0, before=0.0, after=-0.0)
+        ledger.learned(Learning(0, (sure,), ()))
+        assert ledger.verify() == []
+
+
 def test_what_is_not_a_number_survives(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
         lost = Checkpoint("c", "ann", 0, loss=math.nan, before=None, after=-math.inf)
