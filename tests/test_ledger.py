@@ -541,8 +541,9 @@ def test_what_is_no_ledger_is_refused_in_one_sentence(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "empty.db")
     with pytest.raises(CommunityError, match="cannot be opened"):
         Ledger.create(tmp_path / "no" / "folder" / "ledger.db", META, MEMBERS)
-    with pytest.raises(CommunityError, match="is not a database URL"):
-        Ledger.open("://nonsense")
+    for url in ("://nonsense", "postgresql://host:port/name"):
+        with pytest.raises(CommunityError, match="is not a database URL"):
+            Ledger.open(url)
     with pytest.raises(CommunityError, match="cannot use strangedb"):
         Ledger.open("strangedb://host/name")
 
