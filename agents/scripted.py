@@ -133,7 +133,7 @@ class ScriptedAgent:
         if not whole:
             raise CommunityError(
                 f"checkpoint {checkpoint} of {self.name} is missing or damaged ({path}); "
-                "resume from an earlier round or start the run again"
+                "restore a copy or start the run anew"
             )
         self.error, self.errors = state["error"], dict(state["errors"])
         self.checkpoint = checkpoint

@@ -14,6 +14,7 @@ from community.agents.decoding import generate, score
 from community.config import Section
 from community.errors import CommunityError
 from community.types import Decoding
+from community.words import clip
 
 # Families have different words for these; a config keeps those of others and does not look at them.
 HIDDEN = ("intermediate_size", "n_inner", "ffn_dim")
@@ -49,8 +50,8 @@ def made(shape: Shape, codec: CharacterCodec) -> PreTrainedModel:
     except Exception as error:  # each family has its own way to say what it cannot be
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CommunityError(
-            f"no model of family {shape.family!r} can be made: {reason}; choose other sizes or "
-            "another family, such as llama or gpt2"
+            f"no model of family {shape.family!r} can be made: {clip(reason, 200)}; choose other "
+            "sizes or another family, such as llama or gpt2"
         ) from error
     return model
 

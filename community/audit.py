@@ -96,7 +96,7 @@ def learning_digest(learning: Learning) -> str:
     """SHA-256 of a learning but its seconds and the places of its files."""
 
     def measures(c: Checkpoint) -> list[float | None]:
-        return [None if x is None else float(x) for x in (c.before, c.after, c.loss)]
+        return [None if x is None else _number(x) for x in (c.before, c.after, c.loss)]
 
     parts = {
         "n": learning.n,

@@ -96,7 +96,10 @@ class Stoppable(Listener):
 
 
 def best_at_start(ledger: Ledger) -> str:
-    """The member that agrees most with itself on the first round's tasks, no reference seen."""
+    """The member that agrees most with itself on the first round's tasks, no reference seen.
+
+    The first by name where nobody answered.
+    """
     answers: dict[tuple[str, str], list[Idea]] = {}
     for idea in ledger.round(1).ideas:
         if idea.turn == 0:
@@ -106,7 +109,7 @@ def best_at_start(ledger: Ledger) -> str:
         first = ideas[0].answer
         sure = bool(first) and all(idea.answer == first for idea in ideas)
         agreed[author] = agreed.get(author, 0) + sure
-    return max(sorted(agreed), key=lambda name: agreed[name])
+    return max(sorted(agreed or ledger.members()), key=lambda name: agreed.get(name, 0))
 
 
 def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:

@@ -42,7 +42,7 @@ def url_of(place: str | Path) -> URL:
         return URL.create("sqlite", database=str(place))
     try:
         url = make_url(place)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter for a port that is no number
         raise CommunityError(f"{place!r} is not a database URL; see SQLAlchemy's") from error
     # the driver that the extra `postgres` installs, whatever SQLAlchemy's own default is
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url

@@ -102,7 +102,7 @@ def graph_of(recipe: Recipe, names: Sequence[str], n: int, base: Path) -> nx.DiG
         options = {**options, "path": str(base / options["path"])}
     seed = seed_of(recipe.run.seed, "topology")
     use = use if ":" in use else use.replace("-", "_")  # ours are written either way
-    return build(load("topology", use, base), names, seed, **options)
+    return build(load("topology", use, base), names, seed, n, **options)
 
 
 def rules_of(recipe: Recipe, base: Path, trust: Trust = nothing_known) -> Rules:

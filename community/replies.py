@@ -42,7 +42,7 @@ def verdicts_of(judge: str, ballots: Sequence[Ballot], given: Iterable[Any]) -> 
     """The verdicts that a member gave on ballots, on pairs or on single ideas of them."""
     asked = {ballot.task.id: (ballot.round, _comparable(ballot)) for ballot in ballots}
     seen: set[frozenset[str]] = set()
-    found = [_of_kind(Verdict, item) for item in given]
+    found = [_sure(_of_kind(Verdict, item)) for item in given]
     for verdict in found:
         if verdict.task not in asked:
             raise ValueError(f"a verdict is on task {verdict.task!r}, which was not asked")
@@ -53,10 +53,6 @@ def verdicts_of(judge: str, ballots: Sequence[Ballot], given: Iterable[Any]) -> 
         if (both := frozenset((verdict.idea, verdict.other))) in seen:
             raise ValueError("two verdicts are on the same ideas")
         seen.add(both)
-        for name in ("score", "confidence"):
-            value = getattr(verdict, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"the {name} of a verdict is {value!r} and not from 0 to 1")
     return found
 
 
@@ -66,11 +62,11 @@ def learned_of(given: Any) -> Learned:
         raise ValueError(f"learn gave {given!r} and not a Learned")
     for name in ("steps", "tokens"):
         _count(given, name)
-    if not isinstance(given.loss, int | float | None):
+    if not isinstance(given.loss, Real | None):
         raise ValueError(f"the loss of a Learned is {given.loss!r} and no number")
     if not isinstance(given.left_out, tuple):
         raise ValueError(f"left_out of a Learned is {given.left_out!r} and no tuple of ids")
-    return given
+    return given if given.loss is None else replace(given, loss=float(given.loss))
 
 
 def _comparable(ballot: Ballot) -> set[tuple[str, str]]:
@@ -104,6 +100,15 @@ def _plain(idea: Idea) -> Idea:
     idea = replace(idea, logprob=_float(idea, "logprob"), decoding=how)
     _ = idea.id  # hashes it whole, which needs characters that UTF-8 knows
     return idea
+
+
+def _sure(verdict: Verdict) -> Verdict:
+    """With floats from 0 to 1, whatever kind of number a model gave."""
+    for name in ("score", "confidence"):
+        value = getattr(verdict, name)
+        if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+            raise ValueError(f"the {name} of a verdict is {value!r} and not from 0 to 1")
+    return replace(verdict, score=float(verdict.score), confidence=float(verdict.confidence))
 
 
 def _float(noun: Idea | Decoding, name: str) -> float:

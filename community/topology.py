@@ -2,7 +2,8 @@
 
 An edge (reader, author) means that `reader` reads the ideas of `author`. A topology is a
 function of the members, in their order, with options that have defaults; those that draw at
-random take a `seed`. It decides nothing else: which ideas are compared does not depend on it.
+random take a `seed`, those that change from round to round a `round`. It decides nothing else:
+which ideas are compared does not depend on it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Entry = tuple[int, str, Mapping[str, Any]]  # (from this round on, topology, its
 
 
 def build(
-    name: str | Topology, members: Sequence[str], seed: int = 0, /, **options: Any
+    name: str | Topology, members: Sequence[str], seed: int = 0, n: int = 1, /, **options: Any
 ) -> nx.DiGraph[str]:
     """The graph over the members that the named topology (or one of your own) makes.
 
-    `seed` is passed on to topologies that draw at random. CommunityError for an unknown name or
-    option, an impossible value, or a graph with nodes that are no members; no member reads itself,
-    and an undirected graph is read both ways.
+    `seed` is passed on to topologies that draw at random, and `n`, the round, to those that take
+    a `round`. CommunityError for an unknown name or option, an impossible value, or a graph with
+    nodes that are no members; no member reads itself, and an undirected graph is read both ways.
     """
     if isinstance(name, str):
         key = name.replace("-", "_").replace(" ", "_")
@@ -40,10 +41,11 @@ def build(
     else:
         function, name = name, getattr(name, "__name__", "given")
     given = inspect.signature(function).parameters
+    filled = {"seed": seed, "round": n}
     known = {
         option: p.default
         for option, p in list(given.items())[1:]
-        if option != "seed" and p.kind is not p.VAR_KEYWORD  # as networkx's generators have
+        if option not in filled and p.kind is not p.VAR_KEYWORD  # as networkx's generators have
     }
     for option, value in options.items():
         if option not in known:
@@ -52,8 +54,7 @@ def build(
     for option in known.keys() - options.keys():
         if known[option] is inspect.Parameter.empty:
             raise CommunityError(f"topology {name} needs the option {option}: give it a value")
-    if "seed" in given:
-        options["seed"] = seed
+    options |= {option: value for option, value in filled.items() if option in given}
     graph: object = function(list(members), **options)
     if not isinstance(graph, nx.Graph):
         raise CommunityError(f"topology {name} gave {graph!r}; it must give a networkx graph")

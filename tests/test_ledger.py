@@ -108,6 +108,14 @@ def test_every_text_and_number_survives(round: Round) -> None:
         check_lossless(f"{folder}/ledger.db", round)
 
 
+def test_a_loss_below_nothing_by_a_sign_survives(tmp_path: Path) -> None:
+    """-log(1) is -0.0, which no database gives back."""
+    with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
+        sure = Checkpoint("c", "ann", 0, loss=-0.0, before=0.0, after=-0.0)
+        ledger.learned(Learning(0, (sure,), ()))
+        assert ledger.verify() == []
+
+
 def test_what_is_not_a_number_survives(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger.db", META, MEMBERS) as ledger:
         lost = Checkpoint("c", "ann", 0, loss=math.nan, before=None, after=-math.inf)
@@ -533,8 +541,9 @@ def test_what_is_no_ledger_is_refused_in_one_sentence(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "empty.db")
     with pytest.raises(CommunityError, match="cannot be opened"):
         Ledger.create(tmp_path / "no" / "folder" / "ledger.db", META, MEMBERS)
-    with pytest.raises(CommunityError, match="is not a database URL"):
-        Ledger.open("://nonsense")
+    for url in ("://nonsense", "postgresql://host:port/name"):
+        with pytest.raises(CommunityError, match="is not a database URL"):
+            Ledger.open(url)
     with pytest.raises(CommunityError, match="cannot use strangedb"):
         Ledger.open("strangedb://host/name")
 

@@ -96,6 +96,16 @@ def test_a_topology_draws_from_the_runs_seed() -> None:
     assert edges(1) == edges(1) != edges(2)
 
 
+def test_a_topology_that_takes_the_round_differs_from_round_to_round(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import networkx as nx\n\ndef apart(members, round):\n"
+        "    return nx.DiGraph(zip(members, members[round:]))\n"
+    )
+    wanted = recipe(topology={"use": "own.py:apart"})
+    read = [list(graph_of(wanted, NAMES, n, tmp_path).edges) for n in (1, 2, 3)]
+    assert read == [[("ada-1", "ada-2"), ("ada-2", "bo")], [("ada-1", "bo")], []]
+
+
 def test_a_graph_file_lies_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "who.txt").write_text("ada-1 ada-2\nbo ada-1\n")
     wanted = recipe(topology={"use": "file", "path": "who.txt"})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command import CROWD, community, write_recipe
 
@@ -54,6 +55,10 @@ def test_what_was_asked_is_taken_as_it_is() -> None:
     assert [idea.id for idea in ideas_of("al", [REQUEST], [whole])] == [
         replace(IDEA, logprob=-1.0, decoding=Decoding(temperature=1.0)).id
     ]
+    (given,) = verdicts_of("al", [BALLOT], [replace(VERDICT, score=np.float32(0.5))])
+    assert given == replace(VERDICT, score=0.5) and type(given.score) is float
+    assert type(learned_of(Learned(1, np.float32(0.5), 0)).loss) is float
+    assert type(learned_of(Learned(1, 10**30, 0)).loss) is float
     assert ideas_of("al", [REQUEST], []) == verdicts_of("al", [BALLOT], []) == []
 
 

@@ -53,10 +53,11 @@ def test_the_inner_width_is_the_shapes(family: str, inner: str) -> None:
         (Shape(family="bamba", width=16, heads=2), "mamba_n_heads must divide"),
         (Shape(family="stablelm", width=16, heads=3), "choose other sizes"),
         (Shape(family="gemma3", width=16, heads=2), "hidden_size would be 2304, whatever"),
+        (Shape(family="nope"), "Unrecognized model identifier: nope"),
         (Shape(family="nemotron_h", width=16, heads=2), "num_hidden_layers would be 4"),
     ],
 )
 def test_a_shape_that_could_not_answer_is_one_line(shape: Shape, reason: str) -> None:
     with pytest.raises(CommunityError, match=reason) as found:
         member(shape=shape)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(found.value) and len(str(found.value)) < 400
