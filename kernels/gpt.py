@@ -49,6 +49,7 @@ class LanguageModel:
     """
 
     halfway = True  # whether rows may share what is not all of a prompt
+    device = torch.device("cpu")
     _turning = Lock()
 
     def __init__(self, model: nn.Module, program: Program, weights: str = "float32") -> None:
@@ -262,7 +263,8 @@ class LanguageModel:
             speeds, scale = self._rotary
             count = max(places, self.layout.places)
             angles = torch.arange(count, device="cpu").float()[:, None] * speeds
-            self._turns = (torch.stack([angles.cos(), angles.sin()], 1) * scale).contiguous()
+            turns = torch.stack([angles.cos(), angles.sin()], 1) * scale
+            self._turns = turns.contiguous().to(self.device)
             self._places = count
 
 

@@ -96,7 +96,6 @@ class GpuLanguageModel(LanguageModel):
     def _launch(self, kernel: str, text: Text, memory: Memory, *more: Tensor | int | float) -> None:
         """Run a kernel on blocks of rows, a team for each."""
         team = self.team
-        self._turns = self._turns.to(self.device)
         lists = (text.tokens, text.where, text.starts, text.source, text.edges)
         sizes = numbers((memory.floats.shape[1], memory.ints.shape[1]), torch.int64)
         moved = [x.to(self.device) if isinstance(x, Tensor) else x for x in more]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.jit._trace import is_tracing
 from torch.utils.weak import WeakIdKeyDictionary
 
 P = ParamSpec("P")
@@ -19,8 +20,8 @@ _UNTRACED = (Tensor, torch.nn.Parameter)
 
 
 def traced(x: Tensor) -> bool:
-    """Whether x has no values yet: it is being traced."""
-    return type(x) not in _UNTRACED or is_compiling()
+    """Whether x has no values yet, or those of an example: it is being traced."""
+    return type(x) not in _UNTRACED or is_compiling() or is_tracing()
 
 
 def plain(*tensors: Tensor) -> bool:
@@ -31,7 +32,7 @@ def plain(*tensors: Tensor) -> bool:
     for x in tensors:  # a generator takes longer than what it asks
         if (x.requires_grad and torch.is_grad_enabled()) or type(x) not in _UNTRACED:
             return False
-    return not is_compiling()
+    return not (is_compiling() or is_tracing())
 
 
 def as_given(compute: Callable[P, R]) -> Callable[P, R]:

@@ -266,6 +266,12 @@ class Asks(torch.nn.Module):
         return attention(x, x, x, **self.options)[0]
 
 
+def test_traced_as_an_operation() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    ours = torch.jit.trace(lambda *x: attention(*x, causal=True)[0], (q, k, v))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours(v, q, k), attention(v, q, k, causal=True)[0])
+
+
 def test_compiled_for_any_sizes() -> None:
     model = Asks()
     compiled = torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)

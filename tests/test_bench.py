@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from community.bench import crowd
-from community.kernels import bench
+from community.kernels import bench, bench_lossless
 from community.kernels.backend import backend
+from community.kernels.lossless import compress
 from community.kernels.timing import Case, timed, worst
 
 
@@ -37,6 +38,11 @@ def test_a_wrong_result_is_named_and_never_timed(
     assert bench.main(["--op", "attention"]) == 1
     said = capsys.readouterr().out
     assert "halved: 5.0e-01" in said and "ms" not in said
+
+
+def test_what_compressing_loses_is_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_lossless, "compress", lambda x: compress(-x))
+    assert bench.main(["--op", "lossless", "--quick"]) == 1
 
 
 @pytest.mark.parametrize(
