@@ -15,6 +15,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from threading import Event
 from typing import Any
 
@@ -25,7 +26,7 @@ from community.ledger import Ledger
 from community.members import Listener
 from community.parts import arena_of, specs_of
 from community.run import How, play
-from community.types import Idea, seed_of
+from community.types import WORLD, Idea, seed_of
 from community.world import posed
 
 
@@ -96,20 +97,23 @@ class Stoppable(Listener):
 
 
 def best_at_start(ledger: Ledger) -> str:
-    """The member that agrees most with itself on the first round's tasks, no reference seen.
+    """The member that answered most of the first round's tasks right, as far as the world spoke
+    there; of those alike, all where it was silent, the one that agreed most with itself.
 
     The first by name where nobody answered.
     """
+    first = ledger.round(1)
+    found = {v.idea: v.score for v in first.verdicts if v.judge == WORLD}
     answers: dict[tuple[str, str], list[Idea]] = {}
-    for idea in ledger.round(1).ideas:
+    for idea in first.ideas:
         if idea.turn == 0:
             answers.setdefault((idea.author, idea.task), []).append(idea)
-    agreed: dict[str, int] = {}
+    right, agreed = dict.fromkeys(ledger.members(), 0.0), dict.fromkeys(ledger.members(), 0)
     for (author, _), ideas in answers.items():
-        first = ideas[0].answer
-        sure = bool(first) and all(idea.answer == first for idea in ideas)
-        agreed[author] = agreed.get(author, 0) + sure
-    return max(sorted(agreed or ledger.members()), key=lambda name: agreed.get(name, 0))
+        right[author] += fmean(found.get(idea.id, 0.0) for idea in ideas)
+        said = {idea.answer for idea in ideas}
+        agreed[author] += len(said) == 1 and "" not in said
+    return max(sorted(agreed), key=lambda name: (right[name], agreed[name]))
 
 
 def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:

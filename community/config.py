@@ -143,6 +143,14 @@ class BudgetSection(Section):
     tokens: int = Field(0, ge=0, description="generated and learned, all members together")
     seconds: float = Field(0, ge=0, description="of rounds and their learning")
 
+    def spent(self, tokens: int, seconds: float) -> str:
+        """Which of the two is used up, if one is."""
+        if self.tokens and tokens >= self.tokens:
+            return f"its budget of {self.tokens:,} tokens is spent"
+        if self.seconds and seconds >= self.seconds:
+            return f"its budget of {self.seconds:g} seconds is spent"
+        return ""
+
 
 class BaselinesSection(Section):
     """What the member that looks best at the start does alone: `community/baselines.py`."""

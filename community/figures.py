@@ -109,13 +109,9 @@ def _stopped(ledger: Ledger, recipe: Recipe, seconds: float) -> str:
     """Why there are fewer rounds than planned so far; empty if there are not."""
     if ledger.last_learning() >= recipe.run.rounds:
         return ""
-    budget = recipe.budget
-    if budget.tokens and sum(ledger.tokens().values()) >= budget.tokens:
-        return f"the budget of {budget.tokens:,} tokens was used up"
-    if budget.seconds and seconds >= budget.seconds:
-        return f"the budget of {budget.seconds:g} seconds was used up"
     # nobody knows from a ledger whether a process is still playing it
-    return "it has not ended; `community resume` goes on if it was stopped"
+    unknown = "it has not ended; `community resume` goes on if it was stopped"
+    return recipe.budget.spent(sum(ledger.tokens().values()), seconds) or unknown
 
 
 def _world(recipe: Recipe) -> str:

@@ -81,12 +81,8 @@ def _over(recipe: Recipe, ledger: Ledger) -> bool:
 
 def _spent(recipe: Recipe, ledger: Ledger) -> str:
     """Which budget is used up, if one is."""
-    budget = recipe.budget
-    if budget.tokens and sum(ledger.tokens().values()) >= budget.tokens:
-        return f"its budget of {budget.tokens:,} tokens is spent"
-    if budget.seconds and sum(s.seconds for s in ledger.rounds()) >= budget.seconds:
-        return f"its budget of {budget.seconds:g} seconds is spent"
-    return ""
+    seconds = sum(played.seconds for played in ledger.rounds())
+    return recipe.budget.spent(sum(ledger.tokens().values()), seconds)
 
 
 @contextmanager

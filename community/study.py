@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,7 @@ class Outcome:
     community: dict[str, float]
     weakest_start: dict[str, float]
     weakest_end: dict[str, float]
+    early: str = ""  # why and when it ended before its last round
 
 
 def study(recipe: Recipe, base: Path, home: Path, seeds: Sequence[int], how: How) -> list[Outcome]:
@@ -42,8 +44,8 @@ def study(recipe: Recipe, base: Path, home: Path, seeds: Sequence[int], how: How
             refuse_changes(seeded, folder)
         else:
             create(seeded, base, folder)
-        play(folder, how)
-        outcomes.append(outcome(folder, seed))
+        early = play(folder, how)
+        outcomes.append(replace(outcome(folder, seed), early=early))
     return outcomes
 
 
@@ -62,8 +64,9 @@ def outcome(folder: Path, seed: int) -> Outcome:
     return Outcome(seed, community, weakest[0], weakest[last])
 
 
-def render(outcomes: Sequence[Outcome]) -> Table:
-    """Exact match of the community by group: mean, spread, each seed; weakest member below."""
+def render(outcomes: Sequence[Outcome]) -> Group:
+    """Exact match of the community by group: mean, spread, each seed with its weakest member; below
+    it the seeds that a budget ended."""
     table = Table(
         title="holdout, exact match of the community's answer; weakest member start > end"
     )
@@ -78,7 +81,7 @@ def render(outcomes: Sequence[Outcome]) -> Table:
         cells = [_cell(o, group) for o in outcomes]
         spread = stdev(values) if len(values) > 1 else 0.0
         table.add_row(Text(group), f"{fmean(values):.3f}", f"{spread:.3f}", *cells)
-    return table
+    return Group(table, *(Text(f"seed {o.seed} {o.early}") for o in outcomes if o.early))
 
 
 def _cell(o: Outcome, group: str) -> str:

@@ -19,7 +19,7 @@ from community.ledger import Ledger
 from community.members import Listener
 from community.parts import specs_of
 from community.run import How, play
-from community.types import Idea, Ranking, Round, Task
+from community.types import WORLD, Idea, Ranking, Round, Task, Verdict
 
 HERE = Path(__file__).parent
 MEMBERS = [
@@ -139,6 +139,12 @@ def test_the_best_at_the_start_agrees_most_with_itself(tmp_path: Path) -> None:
     with make_ledger(tmp_path / "ledger.db", rounds=0) as ledger:
         ledger.record(replace(round_, ideas=tuple(ideas), verdicts=(), lessons=(), ranking=ranking))
         assert best_at_start(ledger) == "bob"
+    said = [Verdict(1, i.task, WORLD, i.id, float(i.author == top.author)) for i in ideas]
+    with make_ledger(tmp_path / "checked.db", rounds=0) as ledger:
+        ledger.record(
+            replace(round_, ideas=tuple(ideas), verdicts=tuple(said), lessons=(), ranking=ranking)
+        )
+        assert best_at_start(ledger) == top.author  # who is sure need not be right
 
 
 def test_where_nobody_answers_the_first_by_name_is_the_best_at_the_start(tmp_path: Path) -> None:

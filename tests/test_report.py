@@ -361,10 +361,10 @@ def test_a_run_that_a_budget_ended(tmp_path: Path) -> None:
     plan = Plan([START, MIDDLE], [(8, 8)], planned=5, recipe="[budget]\ntokens = 500\n")
     facts = write(make_run(tmp_path / "short", plan))
     assert facts["rounds_played"] == 1
-    assert "played 1 of 5 rounds (the budget of 500 tokens was used up) in 4.0 s" in said(facts)
+    assert "played 1 of 5 rounds (its budget of 500 tokens is spent) in 4.0 s" in said(facts)
     plan.recipe = "[budget]\nseconds = 3\n"
     timed = figures(make_run(tmp_path / "timed", plan))
-    assert timed["stopped"] == "the budget of 3 seconds was used up"
+    assert timed["stopped"] == "its budget of 3 seconds is spent"
 
 
 def test_a_run_killed_between_a_round_and_its_learning(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def test_every_seed_is_a_run_of_its_own_and_is_played_once(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_seed_that_a_budget_ended_says_so(tmp_path: Path) -> None:
+    recipe = read(Path(write_recipe(tmp_path, CROWD)), {"budget.tokens": 1, "run.rounds": 3})
+    shown = text_of(study(recipe, tmp_path, tmp_path / "runs", range(1), LOCAL))
+    assert "seed 0 stopped after round 1 of 3: its budget of 1 tokens is spent" in shown
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_study_of_another_recipe_is_not_passed_off_as_this_one(tmp_path: Path) -> None:
     recipe = read(Path(write_recipe(tmp_path, CROWD)))
     study(recipe, tmp_path, tmp_path / "runs", range(1), LOCAL)
