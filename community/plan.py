@@ -48,13 +48,24 @@ def plan(recipe: Recipe, base: Path) -> Group:
     total = seconds * rounds / min(workers, len(specs))
     return Group(
         table,
-        f"topology {recipe.topology[0].use}, {graph.number_of_edges()} edges; "
+        f"topology {_schedule(recipe, base)}",
         f"{recipe.tasks.train} tasks a round, {rounds} rounds, world speaks: {recipe.run.world}",
         f"expected: {tokens * rounds:,.0f} tokens generated, about {total / 60:.1f} minutes of "
         f"answering and learning with {workers} workers"
         + ("" if not recipe.first.examples else ", after the first lessons")
         + ("" if not recipe.baselines.run else "; baselines come on top"),
     )
+
+
+def _schedule(recipe: Recipe, base: Path) -> str:
+    """Every topology, with the edges of the first round that it holds in."""
+    names = [name for name, _ in recipe.roster()]
+    parts = []
+    for t in recipe.topology:
+        start = f" from round {t.from_round}" if t.from_round > 1 else ""
+        edges = graph_of(recipe, names, t.from_round, base).number_of_edges()
+        parts.append(f"{t.use}{start}, {edges:,} edges")
+    return "; ".join(parts)
 
 
 def _measure(spec: Spec, recipe: Recipe, arena: Arena) -> tuple[float, float]:

@@ -30,6 +30,13 @@ def test_members_topology_tokens_and_time_are_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
 
 
+def test_a_schedule_is_named_whole(tmp_path: Path) -> None:
+    ring = '[[topology]]\nuse = "ring"\n[[topology]]\nuse = "complete"\nfrom_round = 3\n'
+    members = len(list(read(Path(write_recipe(tmp_path, CROWD))).roster()))
+    both = f"ring, {2 * members} edges; complete from round 3, {members * (members - 1)} edges"
+    assert f"topology {both}" in planned(tmp_path, CROWD + ring)
+
+
 def test_what_would_keep_the_run_from_starting_is_raised(tmp_path: Path) -> None:
     with pytest.raises(CommunityError, match="rong"):
         planned(tmp_path, CROWD + '[topology]\nuse = "rong"\n')
