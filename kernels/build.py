@@ -123,7 +123,7 @@ def simt_program(name: str, flags: tuple[str, ...] = ()) -> SimtProgram:
 
 def _opencl() -> ModuleType:
     if find_spec("pyopencl") is None:
-        raise BuildError("pyopencl is not installed; pip install 'pyopencl[pocl]'")
+        raise BuildError("pyopencl is not installed; pip install 'modelcommunity[opencl]'")
     return import_module("community.kernels.opencl")
 
 

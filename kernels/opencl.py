@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from functools import lru_cache
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -23,6 +26,13 @@ _NUMBERS = {int: np.int32, bool: np.int32, float: np.float32}
 _TENSORS = {Tensor, torch.nn.Parameter}
 _IN_PLACE = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
 FLAGS = ("-cl-std=CL1.2", "-cl-mad-enable", "-w")
+TRIAL = """
+import pyopencl as cl
+devices = [d for p in cl.get_platforms() for d in p.get_devices(cl.device_type.CPU)]
+context = cl.Context(devices[:1])
+kernel = cl.Program(context, "kernel void nothing() {}").build().nothing
+cl.enqueue_nd_range_kernel(cl.CommandQueue(context), kernel, (1,), (1,)).wait()
+"""
 
 
 class _Compiled:
@@ -111,8 +121,31 @@ def _queue() -> tuple[Any, Any]:
     except cl.Error as error:
         raise BuildError(f"no OpenCL driver: {error}") from error
     if not devices:
-        raise BuildError("no OpenCL driver for the processor; pip install 'pyopencl[pocl]'")
+        raise BuildError("no OpenCL driver for the processor; pip install 'modelcommunity[opencl]'")
+    _try()
     alone = torch.get_num_threads() == 1
     devices.sort(key=lambda device: (device.max_compute_units == 1) != alone)
     context = cl.Context([devices[0]])
     return context, cl.CommandQueue(context)
+
+
+def _try() -> None:
+    """Raises BuildError where a driver that compiles ends the process at the first call.
+
+    PoCL 3.0 links a kernel when it is called, by `ld` with libraries that come with gcc, and
+    aborts where it has not all of these, as on most machines without a compiler. So a kernel is
+    called in a process of its own first, with a cache of its own, for one that was kept from
+    better days would be linked already.
+    """
+    with TemporaryDirectory() as kept:
+        tried = subprocess.run(
+            [sys.executable, "-c", TRIAL],
+            env=os.environ | {"POCL_CACHE_DIR": kept},
+            capture_output=True,
+            text=True,
+        )
+    if tried.returncode:
+        said = tried.stderr.strip().splitlines() or ["nothing"]
+        raise BuildError(
+            f"OpenCL cannot link, for which PoCL needs ld and gcc's libraries: {said[0]}"
+        )

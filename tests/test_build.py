@@ -33,6 +33,12 @@ program("probe", "c")("scale", x, y, 2.0, items=5)
 assert y.tolist() == [0, 2, 4, 6, 8]
 """
 
+CALL = """
+import torch
+from community.kernels.attention import attention
+attention(*torch.randn(3, 1, 1, 2, 4))
+"""
+
 THREADS = """
 import sys, threading, torch
 from community.kernels.attention import attention
@@ -98,6 +104,22 @@ def test_threads_share_a_kernel() -> None:
         pytest.skip(str(error))
     given = os.environ | {"COMMUNITY_KERNELS": "opencl"}
     subprocess.run([sys.executable, "-c", THREADS], check=True, env=given)
+
+
+def test_a_driver_that_cannot_link_is_no_end_of_the_process(tmp_path: Path) -> None:
+    """PoCL aborts at the first call where there is no `ld`."""
+    pytest.importorskip("pyopencl")
+    try:
+        build.program("probe", "opencl")
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    given = {"PATH": str(tmp_path), "COMMUNITY_KERNELS": "opencl", "POCL_CACHE_DIR": str(tmp_path)}
+    code = f"from community.kernels.backend import backend; print(*backend())\n{CALL}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | given, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("opencl") or "ld" in done.stdout
 
 
 @pytest.mark.slow
