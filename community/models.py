@@ -7,7 +7,6 @@ cache: dequantising SmolLM2-135M takes 18 s each time, loading the result 0.3 s.
 from __future__ import annotations
 
 import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from community.cache import cache, making
 from community.errors import CommunityError
+from community.extras import extra
 from community.packaged import PACKAGED, weights
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -48,7 +48,8 @@ def converted(gguf: Path) -> Path:
     """The cached bfloat16 conversion of a GGUF file, with its tokenizer and chat template.
 
     It is named by the file's content and appears whole or not at all, also when several
-    processes convert at once. Raises CommunityError for a file that is not a GGUF model.
+    processes convert at once. Raises CommunityError for a file that is not a GGUF model, and
+    without the extra `gguf`.
     """
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
@@ -61,10 +62,8 @@ def converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    if find_spec("gguf") is None:
-        raise CommunityError(
-            f"{gguf.name} needs the gguf extra: pip install 'modelcommunity[gguf]'"
-        )
+    for package in ("gguf", "accelerate"):
+        extra(package, "gguf")
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(

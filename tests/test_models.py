@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_what_is_missing_says_where_it_looked(
     assert "community fetch smollm2" in refusal("packaged:smollm2")
     assert "community fetch smollm2" in refusal(SMOLLM2)
     assert "did you mean 'smollm2'" in refusal("packaged:smolm2")
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_without_the_extra_it_is_named(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "text.gguf").write_text("not a model")
+    assert "modelcommunity[gguf]" in refusal("text.gguf", tmp_path)
 
 
 def test_a_failed_conversion_leaves_nothing_behind(cache: Path, tmp_path: Path) -> None:
