@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 from copy import deepcopy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +23,9 @@ from transformers.utils import logging
 
 from community.config import Section
 from community.errors import CommunityError
+from community.extras import installed
 
-if find_spec("peft"):
+if installed("peft"):
     from peft import (
         LoraConfig,
         get_peft_model,
@@ -76,7 +76,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     Raises CommunityError without peft, and for targets that are not in the model or no matrices.
     """
-    if not find_spec("peft"):
+    if not installed("peft"):
         raise CommunityError('adapters need peft: pip install "modelcommunity[lora]"')
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(

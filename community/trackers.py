@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from glob import escape
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from time import sleep
 from typing import Any, Protocol
 
 from community.errors import CommunityError, unknown
-from community.extras import extra
+from community.extras import extra, installed
 from community.figures import figures
 from community.ledger import Ledger
 from community.types import content_hash
@@ -67,7 +66,7 @@ def track(
     """
     if kind not in TRACKERS:
         raise unknown("tracker", kind, TRACKERS)
-    if find_spec(kind) is None:
+    if not installed(kind):
         extra(kind, kind)
     make, shows = TRACKERS[kind]
     with ExitStack() as stack:
