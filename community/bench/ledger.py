@@ -24,6 +24,7 @@ from unittest.mock import patch
 from sqlalchemy import select
 
 from community.bench import big
+from community.errors import CommunityError
 from community.extras import extra
 from community.ledger import Ledger
 from community.lineage import lineage, relatives
@@ -258,6 +259,11 @@ def main() -> None:
     parser.add_argument("--ideas", type=int, default=1_000_000)
     parser.add_argument("--keep", type=Path, help="a folder; if it is there, it is measured again")
     given = parser.parse_args()
+    try:  # not after minutes of measuring
+        for package, name in (("textual", "watch"), ("pyarrow", "export")):
+            extra(package, name)
+    except CommunityError as error:
+        parser.error(str(error))
     show(("what", "bar", "seconds", "of the processor"))
     show(("---", "---", "---", "---"))
     with TemporaryDirectory() as base:
