@@ -308,7 +308,23 @@ def _weights(shifted: Tensor, t: Tensor, alpha: float) -> Tensor:
 
 
 def _threshold(shifted: Tensor, alpha: float) -> Tensor:
-    return _sparsemax_threshold(shifted) if alpha == 2.0 else _entmax15_threshold(shifted)
+    """That of the largest support, by sorting; 0 where all of a row is minus infinity."""
+    down = shifted.sort(-1, descending=True).values
+    taus = _taus(down, alpha)
+    support = (taus <= down).sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(down[..., :1] <= -2.0, 0.0, taus.gather(-1, support - 1))
+
+
+def _taus(down: Tensor, alpha: float) -> Tensor:
+    """The threshold of each support: the highest number, the two highest, and so on."""
+    n = torch.arange(1, down.shape[-1] + 1, device=down.device, dtype=down.dtype)
+    if alpha == 2.0:
+        return (down.cumsum(-1) - 1) / n
+    mean = down.cumsum(-1) / n
+    spread = n * (down.square().cumsum(-1) / n - mean.square())
+    inside = (1 - spread) / n
+    positive = inside > 0
+    return mean - torch.where(positive, torch.where(positive, inside, 1.0).sqrt(), 0.0)
 
 
 def _shifted(x: Tensor, alpha: float) -> Tensor:
@@ -317,30 +333,3 @@ def _shifted(x: Tensor, alpha: float) -> Tensor:
     top = x.detach().amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0.0, top)
     return ((x - top) * (alpha - 1)).clamp(min=-2.0)
-
-
-def _ranks(x: Tensor) -> Tensor:
-    return torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-
-
-def _sparsemax_threshold(x: Tensor) -> Tensor:
-    down = x.sort(-1, descending=True).values
-    taus = (down.cumsum(-1) - 1) / _ranks(x)
-    return _chosen(x, down, taus)
-
-
-def _entmax15_threshold(x: Tensor) -> Tensor:
-    down, n = x.sort(-1, descending=True).values, _ranks(x)
-    mean = down.cumsum(-1) / n
-    spread = n * (down.square().cumsum(-1) / n - mean.square())
-    inside = (1 - spread) / n
-    positive = inside > 0
-    taus = mean - torch.where(positive, torch.where(positive, inside, 1.0).sqrt(), 0.0)
-    return _chosen(x, down, taus)
-
-
-def _chosen(x: Tensor, down: Tensor, taus: Tensor) -> Tensor:
-    """The threshold of the largest support; 0 where all of a row is minus infinity."""
-    support = (taus <= down).sum(-1, keepdim=True).clamp(min=1)
-    tau = taus.gather(-1, support - 1)
-    return torch.where(down[..., :1] <= -2.0, 0.0, tau)
