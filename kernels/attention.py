@@ -160,8 +160,8 @@ def _computed(
     if attention_cpu.takes(q, mask):
         out, lse = attention_cpu.forward(q, k, v, factor, mask, lengths, causal)
     else:
-        wide = widened(q), widened(k), widened(v)
-        out, lse = _forward_in_torch(*wide, factor, mask, lengths, causal)
+        s = scores(widened(q), widened(k), factor, mask, lengths, causal)
+        out, lse = _weights(s) @ shared(widened(v), q), torch.logsumexp(s, -1)
     return out.to(q.dtype), lse
 
 
@@ -242,19 +242,6 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
 
 
 ATTENTION = Operation(_attention, _computed, _keep, _differentiate)
-
-
-def _forward_in_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    s = scores(q, k, factor, mask, lengths, causal)
-    return _weights(s) @ shared(v, q), torch.logsumexp(s, -1)
 
 
 def _backward_in_torch(
