@@ -18,8 +18,7 @@ from torch import Tensor
 
 from community.kernels import entmax_gpu
 from community.kernels.attention import added, factors, scores, shared
-from community.kernels.attention_cpu import _wide
-from community.kernels.attention_gpu import strides
+from community.kernels.attention_cpu import narrow, sizes_of, wide
 from community.kernels.backend import kernels
 from community.kernels.build import CORES, Program, lanes
 from community.kernels.checks import check, checked, widened
@@ -66,24 +65,23 @@ def entmax_attention(
     """
     check(q, k, v, scale, temperature, lengths, mask)
     _check_alpha(alpha)
-    wide = [widened(x) for x in (q, k, v)]
+    inputs = [widened(x) for x in (q, k, v)]
     by = factors(q, scale, temperature)
     if mask is not None and mask.requires_grad:
-        weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
-        return (weights @ shared(wide[2], q)).to(q.dtype)
+        weights = _entmax(scores(inputs[0], inputs[1], by, mask, lengths, causal), alpha)
+        return (weights @ shared(inputs[2], q)).to(q.dtype)
     if mask is not None:
-        mask = added(mask, wide[0].dtype)
+        mask = added(mask, inputs[0].dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
-    compute = ATTENTION.of(*wide, by)
-    out, _ = compute(*wide, by, mask, lengths, causal, alpha)
+    out, _ = ATTENTION.of(*inputs, by)(*inputs, by, mask, lengths, causal, alpha)
     return out.to(q.dtype)
 
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
     _check(x, alpha)
-    wide = widened(x)
-    return ROWS.of(wide)(wide, alpha).to(x.dtype)
+    floats = widened(x)
+    return ROWS.of(floats)(floats, alpha).to(x.dtype)
 
 
 def _check(x: Tensor, alpha: float) -> None:
@@ -183,13 +181,13 @@ def _attended(
         t = _threshold(shifted, alpha)
         return _weights(shifted, t, alpha) @ shared(v, q), t.squeeze(-1)
     b, h, tq, _ = q.shape
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    queries, keys, values = wide(q), wide(k), wide(v)
     out, t = q.new_empty(b, h, tq, values.shape[-1]), q.new_empty(b, h, tq)
-    mask, numbers = _call(queries, keys, values, mask, causal)
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
     workers = min(CORES, b * h)
     tensors = (queries, keys, values, factor.contiguous(), mask, lengths, out, t)
-    run("entmax_forward", *tensors, _room(keys, workers), *numbers, float(alpha), items=workers)
-    return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
+    run("entmax_forward", *tensors, _room(keys, workers), *sizes, float(alpha), items=workers)
+    return narrow(out, v), t
 
 
 _attention = torch.library.custom_op(
@@ -225,28 +223,18 @@ def _unattended(
         gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
         gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
         return ds @ shared(k, q), gk, gv
-    b, hk = k.shape[:2]
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
-    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    mask, numbers = _call(queries, keys, values, mask, causal)
-    workers = min(CORES, b * hk)
-    tensors = (_wide(go), queries, keys, values, factor.contiguous(), mask, lengths)
-    room = _room(keys, workers)
+    queries, keys, values = wide(q), wide(k), wide(v)
+    gq, gk, gv = (torch.zeros_like(x) for x in (queries, keys, values))
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
+    workers = min(CORES, k.shape[0] * k.shape[1])
     run(
         "entmax_backward",
-        *tensors,
-        t.contiguous(),
-        *grads,
-        room,
-        *numbers,
-        float(alpha),
+        *(wide(go), queries, keys, values, factor.contiguous(), mask, lengths, t.contiguous()),
+        *(gq, gk, gv, _room(keys, workers)),
+        *(*sizes, float(alpha)),
         items=workers,
     )
-    gq, gk, gv = (
-        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
-        for g, x in zip(grads, (q, k, v), strict=True)
-    )
-    return gq, gk, gv
+    return narrow(gq, q), narrow(gk, k), narrow(gv, v)
 
 
 _attention_backward = torch.library.custom_op(
@@ -279,16 +267,6 @@ def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ig
 
 
 ATTENTION = Operation(_attention, _attended, _keep_attention, _differentiate_attention)
-
-
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The mask, and the numbers that both kernels take."""
-    (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
-    mask, by = strides(mask, q, k)
-    offset = tk - tq + 1 if causal else tk
-    return mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
 
 
 def _room(keys: Tensor, workers: int) -> Tensor:
