@@ -7,7 +7,7 @@ from torch import Tensor
 
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
-from community.kernels.build import CORES, lanes
+from community.kernels.build import CORES, lanes, round_up
 
 BQ, BK = 48, 256  # as in attention.c
 FEW = 4  # queries that read the keys as they are, also bfloat16; as in attention.c
@@ -106,7 +106,7 @@ def sizes_of(
 
 def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
     """As ROOM in attention.c."""
-    padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
+    padded = round_up(keys.shape[2], 2 * lanes())
     width = keys.shape[3] + values.shape[3] + 1
     count = workers * (2 * BQ * BK + 2 * BQ + padded * width)
     return keys.new_empty(count, dtype=torch.float32)

@@ -243,6 +243,11 @@ def lanes() -> int:
     return 16 if "avx512f" in _processor() else 8
 
 
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple, which may be n itself."""
+    return -(-n // multiple) * multiple
+
+
 def _machine_flags() -> tuple[str, ...]:
     width = ("-mprefer-vector-width=512",) if lanes() == 16 else ()
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"

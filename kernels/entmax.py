@@ -20,7 +20,7 @@ from community.kernels import entmax_gpu
 from community.kernels.attention import added, factors, scores, shared
 from community.kernels.attention_cpu import narrow, sizes_of, wide
 from community.kernels.backend import kernels
-from community.kernels.build import CORES, Program, lanes
+from community.kernels.build import CORES, Program, lanes, round_up
 from community.kernels.checks import check, checked, widened
 from community.kernels.tracing import Operation, as_given, plain
 
@@ -272,7 +272,7 @@ ATTENTION = Operation(_attention, _attended, _keep_attention, _differentiate_att
 def _room(keys: Tensor, workers: int) -> Tensor:
     """As ROOM in entmax.c."""
     columns, (length, width) = 2 * lanes(), keys.shape[-2:]
-    padded = -(-length // columns) * columns
+    padded = round_up(length, columns)
     rows = 8 if lanes() == 16 else 6  # ROWS in tiles.h
     return keys.new_empty(workers * ((rows + 3) * (padded + columns) + padded * width))
 
