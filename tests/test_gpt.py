@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from backends import compiled
 from sanitizers import assert_clean
 from tiny_models import ARENA, RESTART, SHAPE, sums, tiny
 from transformers import (
@@ -47,16 +48,7 @@ WORDS = 37
 END = 1
 IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": 0}
 SHARP = 8  # times the usual weights, so that untrained answers depend on the prompt
-
-
-@cache
-def program(backend: str) -> build.Program:
-    if backend == "opencl":
-        pytest.importorskip("pyopencl")
-    try:
-        return build.program("gpt", backend)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+program = partial(compiled, "gpt")
 
 
 @pytest.fixture(params=["c", "opencl"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from backends import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
@@ -34,16 +35,7 @@ MODELS = {
     "llama-wide-heads": lambda: llama(head_dim=72, num_attention_heads=2),
 }
 Row = tuple[list[int], int]
-
-
-@cache
-def program(backend: str) -> build.Program:
-    if backend == "opencl":
-        pytest.importorskip("pyopencl")
-    try:
-        return build.program("train", backend)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+program = partial(compiled, "train")
 
 
 @pytest.fixture(params=["c", "opencl"])
