@@ -130,13 +130,13 @@ def _(x: Tensor, alpha: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _learnt(go: Tensor, y: Tensor, alpha: float) -> Tensor:
+def _gradient(go: Tensor, y: Tensor, alpha: float) -> Tensor:
     slope = (y > 0).to(y.dtype) if alpha == 2.0 else y.sqrt()
     total = slope.sum(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
     return (slope * (go - (go * slope).sum(-1, keepdim=True) / total)).contiguous()
 
 
-_rows_backward = torch.library.custom_op("community::entmax_backward", _learnt, mutates_args=())
+_rows_backward = torch.library.custom_op("community::entmax_backward", _gradient, mutates_args=())
 
 
 @_rows_backward.register_fake
@@ -152,7 +152,7 @@ def _keep(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # type: i
 def _differentiate(ctx, go: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
     (y,) = ctx.saved_tensors
     # a graph of gradients is not written for: the custom op says so
-    back: Any = _learnt if plain(go, y) else _rows_backward
+    back: Any = _gradient if plain(go, y) else _rows_backward
     return back(go, y, ctx.alpha), None
 
 
@@ -200,7 +200,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
 
 
-def _unattended(
+def _attention_gradients(
     go: Tensor,
     q: Tensor,
     k: Tensor,
@@ -219,7 +219,7 @@ def _unattended(
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
         p = _weights(shifted, t.unsqueeze(-1), alpha)
-        ds = _learnt(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
+        ds = _gradient(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
         gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
         gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
         return ds @ shared(k, q), gk, gv
@@ -238,7 +238,7 @@ def _unattended(
 
 
 _attention_backward = torch.library.custom_op(
-    "community::entmax_attention_backward", _unattended, mutates_args=()
+    "community::entmax_attention_backward", _attention_gradients, mutates_args=()
 )
 
 
@@ -258,7 +258,7 @@ def _keep_attention(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[
 def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
     *tensors, t = ctx.saved_tensors
     given = [x for x in tensors if x is not None]
-    back: Any = _unattended if plain(go, *given) else _attention_backward
+    back: Any = _attention_gradients if plain(go, *given) else _attention_backward
     gq, gk, gv = back(go, *tensors, ctx.causal, ctx.alpha, t)
     q, factor, gf = tensors[0], tensors[3], None
     if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
