@@ -631,10 +631,8 @@ def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
 
 
 SANITIZED = """
-import torch
 import test_gpt as t
-from community.kernels.build import CProgram
-program = CProgram("gpt", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("gpt", flags)
 for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
     ours = t.LanguageModel(make(), program, kind)
     asked = [p for p in t.prompts(30) for _ in range(4)]

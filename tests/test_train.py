@@ -397,10 +397,8 @@ def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
 
 
 SANITIZED = """
-import torch
 import test_train as t
-from community.kernels.build import CProgram
-program = CProgram("train", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("train", flags)
 for make in t.MODELS.values():
     for rows in (1, 128):
         t.train.ROWS = rows
