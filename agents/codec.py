@@ -130,14 +130,10 @@ class ChatCodec:
         shots: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self._before: list[dict[str, str]] = [{"role": "system", "content": system}]
-        if not system:
-            self._before = []
+        turns = [("system", system)] if system else []
         for question, answer in shots:
-            self._before += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
+            turns += [("user", question), ("assistant", answer)]
+        self._before = [{"role": role, "content": text} for role, text in turns]
         try:
             self.prompt("?")
             self.end = self._end_of_turn()

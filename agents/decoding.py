@@ -94,12 +94,11 @@ def generate(
     Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751.
     """
     model.eval()
-    answers: list[Generated | None] = [None] * len(prompts)
+    answers: dict[int, Generated] = {}
     for batch in batches([(p, []) for p in prompts], codec, size, model.device):
         rows = _generate(model, codec, batch, [seeds[i] for i in batch.places], decoding)
-        for place, row in zip(batch.places, rows, strict=True):
-            answers[place] = row
-    return [a for a in answers if a is not None]
+        answers.update(zip(batch.places, rows, strict=True))
+    return [answers[i] for i in range(len(prompts))]
 
 
 def _generate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -37,31 +36,27 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0, description="of both")
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Tokenized lessons: (prompt and answer tokens, length of the prompt).
+Rows = list[tuple[list[int], int]]
+"""Tokenized lessons: prompt and answer tokens, length of the prompt."""
 
-    What a member of another alphabet said may hold characters that `codec` has no token for:
-    such lessons are `left_out`, by their ids. Raises CommunityError for a first lesson, whose
-    characters are the arena's own.
+
+def tokenized(lessons: Sequence[Lesson], codec: Codec) -> tuple[Rows, tuple[str, ...]]:
+    """Rows of lessons, and the ids of those that are left out.
+
+    What a member of another alphabet said may hold characters that `codec` has no token for.
+    Raises CommunityError for a first lesson, whose characters are the arena's own.
     """
-
-    rows: list[tuple[list[int], int]]
-    left_out: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, lessons: Sequence[Lesson], codec: Codec) -> Examples:
-        rows, left_out = [], []
-        for lesson in lessons:
-            try:
-                prompt, answer = codec.prompt(lesson.prompt), codec.answer(lesson.text)
-            except CommunityError:
-                if not lesson.round:
-                    raise
-                left_out.append(lesson.id)
-            else:
-                rows.append((prompt + answer, len(prompt)))
-        return cls(rows, tuple(left_out))
+    rows, left_out = [], []
+    for lesson in lessons:
+        try:
+            prompt, answer = codec.prompt(lesson.prompt), codec.answer(lesson.text)
+        except CommunityError:
+            if not lesson.round:
+                raise
+            left_out.append(lesson.id)
+        else:
+            rows.append((prompt + answer, len(prompt)))
+    return rows, tuple(left_out)
 
 
 def train(
@@ -80,28 +75,29 @@ def train(
     learned where all new lessons are left out.
     """
     rng = random.Random(study.seed)
-    new, earlier = Examples.of(study.lessons, codec), Examples.of(study.replay, codec)
-    if new.left_out and not new.rows:
-        return Learned(0, None, 0, new.left_out)
-    examples = Examples(new.rows + earlier.rows)
-    fresh, old = range(len(new.rows)), range(len(new.rows), len(examples.rows))
+    new, left_out = tokenized(study.lessons, codec)
+    earlier, _ = tokenized(study.replay, codec)
+    if left_out and not new:
+        return Learned(0, None, 0, left_out)
+    rows = new + earlier
+    fresh, old = range(len(new)), range(len(new), len(rows))
     share = study.fresh if old else study.batch
     factor = settings.again if study.round else 1.0
     kind = _ByKernels if study.steps and _compiled(model) else _ByTorch
     try:
-        student: _Student = kind(model, codec, examples, settings, factor)
+        student: _Student = kind(model, codec, rows, settings, factor)
     except Unsupported:
-        student = _ByTorch(model, codec, examples, settings, factor)
+        student = _ByTorch(model, codec, rows, settings, factor)
     tokens, loss = 0, torch.zeros(())
     for step in range(study.steps):
         picked = rng.choices(fresh, k=share)
         picked += rng.choices(old, k=study.batch - share) if old else []
         begins = [rng.randrange(max(1, offsets)) for _ in picked]
         loss = student.step(picked, begins, _schedule(step, study.steps, settings))
-        tokens += sum(len(examples.rows[i][0]) for i in picked)
+        tokens += sum(len(rows[i][0]) for i in picked)
     student.end()
     last = round(float(loss), 6) if study.steps else None
-    return Learned(study.steps, last, tokens, new.left_out)
+    return Learned(study.steps, last, tokens, left_out)
 
 
 # -- who computes ----------------------------------------------------------------------
@@ -123,22 +119,17 @@ class _ByKernels:
     """Training by train.c. Raises Unsupported."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        codec: Codec,
-        examples: Examples,
-        settings: Optimizer,
-        factor: float,
+        self, model: PreTrainedModel, codec: Codec, rows: Rows, settings: Optimizer, factor: float
     ) -> None:
         program = kernels("train")
         assert program is not None
-        places = [positions_of(codec, row, start) for row, start in examples.rows]
+        places = [positions_of(codec, row, start) for row, start in rows]
         self.restart = bool(places) and places[0] is not None
         self.model, self.rates = model, (settings.lr * factor, settings.muon * factor)
         self.trainer = Trainer(
             model,
             program,
-            [(row, max(1, start)) for row, start in examples.rows],  # nothing foretells the first
+            [(row, max(1, start)) for row, start in rows],  # nothing foretells the first
             [p or [] for p in places] if self.restart else None,
             muon=[n for n, p in model.named_parameters() if settings.muon and _is_hidden(n, p)],
             clip=settings.clip,
@@ -159,14 +150,9 @@ class _ByTorch:
     """Training by torch, on any device."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        codec: Codec,
-        examples: Examples,
-        settings: Optimizer,
-        factor: float,
+        self, model: PreTrainedModel, codec: Codec, rows: Rows, settings: Optimizer, factor: float
     ) -> None:
-        self.model, self.codec, self.rows, self.clip = model, codec, examples.rows, settings.clip
+        self.model, self.codec, self.rows, self.clip = model, codec, rows, settings.clip
         self.optimizers = _optimizers(model, settings, factor)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         model.train()
@@ -190,9 +176,7 @@ def _compiled(model: PreTrainedModel) -> bool:
     return small and model.device.type == "cpu" and kernels("train") is not None
 
 
-def _loss(
-    model: PreTrainedModel, codec: Codec, rows: list[tuple[list[int], int]], offsets: list[int]
-) -> Tensor:
+def _loss(model: PreTrainedModel, codec: Codec, rows: Rows, offsets: list[int]) -> Tensor:
     """Mean cross-entropy of the answers' tokens. Rows are padded on the right."""
     longest = max(len(row) for row, _ in rows)
     first = max(1, min(start for _, start in rows))  # that is foretold and learned
@@ -225,10 +209,11 @@ def _loss(
 def _optimizers(
     model: PreTrainedModel, settings: Optimizer, factor: float
 ) -> list[torch.optim.Optimizer]:
-    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for n, p in trainable if settings.muon and _is_hidden(n, p)]
-    known = {id(p) for p in hidden}
-    rest = [p for _, p in trainable if id(p) not in known]
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (hidden if settings.muon and _is_hidden(name, p) else rest).append(p)
     decay = settings.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     if rest:  # an adapter has nothing but hidden matrices

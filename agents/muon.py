@@ -15,6 +15,7 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
@@ -24,10 +25,8 @@ class Muon(torch.optim.Optimizer):
     sqrt(max(1, m / n)). Raises ValueError for a parameter that is no matrix.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
             raise ValueError("Muon is for matrices; give other parameters to another optimizer")
 
@@ -40,18 +39,18 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike[p.shape].append(p)
             for (rows, columns), matrices in alike.items():
-                updates = [self._momentum(p, group["momentum"]) for p in matrices]
+                updates = [self._momentum(p) for p in matrices]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 for p, update in zip(matrices, orthogonal(torch.stack(updates)), strict=True):
                     p.add_(update, alpha=-rate)
 
-    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+    def _momentum(self, p: Tensor) -> Tensor:
         """Nesterov's look ahead on an average of gradients, (m, n)."""
         assert p.grad is not None
         mean = self.state[p].setdefault("mean", torch.zeros_like(p.grad))
-        mean.lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(mean, momentum)
+        mean.lerp_(p.grad, 1 - MOMENTUM)
+        return p.grad.lerp(mean, MOMENTUM)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

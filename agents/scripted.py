@@ -78,7 +78,7 @@ class ScriptedAgent:
         if samples < 1:
             raise CommunityError(f"samples = {samples} of {name} is too few: choose 1 or more")
         self.samples = samples
-        self.checkpoint = self._id(self._state())
+        self.checkpoint = content_hash("scripted", self._state())
 
     def error_in(self, domain: str) -> float:
         """The share of wrong answers in a domain now."""
@@ -114,7 +114,7 @@ class ScriptedAgent:
     def save(self, folder: Path) -> str:
         """Write `folder / id / state.json` unless there, become that checkpoint, return its id."""
         state = self._state()
-        self.checkpoint = self._id(state)
+        self.checkpoint = content_hash("scripted", state)
         path = folder / self.checkpoint / "state.json"
         if not path.exists():
             with aside(path) as part:
@@ -127,7 +127,7 @@ class ScriptedAgent:
         path = folder / checkpoint / "state.json"
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            whole = self._id(state) == checkpoint
+            whole = content_hash("scripted", state) == checkpoint
         except (OSError, ValueError):
             whole = False
         if not whole:
@@ -140,9 +140,6 @@ class ScriptedAgent:
 
     def _state(self) -> dict[str, Any]:
         return {"agent": self.name, "error": self.error, "errors": self.errors}
-
-    def _id(self, state: Any) -> str:
-        return content_hash("scripted", state)
 
     def _rng(self, *parts: Any) -> random.Random:
         return random.Random(seed_of(self.seed, self.name, *parts))

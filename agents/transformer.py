@@ -126,8 +126,11 @@ class TransformerAgent:
             self._program = team_on("cuda")
         self._fast: LanguageModel | None = None
         self._seen: list[tuple[int, int]] | None = None  # the weights that it has
-        if generator == "kernels":
-            self._require_kernels()
+        self._refused = ""  # why they cannot run this model
+        if generator == "kernels" and self._kernels() is None:
+            why = self._refused or backend(self.device.type)[1]
+            advice = 'say generator = "torch", or nothing'
+            raise CommunityError(f"the kernels cannot run {name} ({why}); {advice}")
 
     @staticmethod
     def prepare(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -254,8 +257,8 @@ class TransformerAgent:
         if self._program is not None:
             try:
                 return self._current(self._program)
-            except Unsupported:
-                self._program = None
+            except Unsupported as error:
+                self._program, self._refused = None, str(error)
         return None
 
     def _current(self, program: Any) -> LanguageModel:
@@ -267,17 +270,6 @@ class TransformerAgent:
             self._fast.refresh(merged(self.model))
         self._seen = weights
         return self._fast
-
-    def _require_kernels(self) -> None:
-        why = backend(self.device.type)[1]
-        if self._program is not None:
-            try:
-                self._current(self._program)
-                return
-            except Unsupported as error:
-                why = str(error)
-        advice = 'say generator = "torch", or nothing'
-        raise CommunityError(f"the kernels cannot run {self.name} ({why}); {advice}")
 
     # -- learning ----------------------------------------------------------------------
 

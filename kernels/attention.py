@@ -160,8 +160,8 @@ def _computed(
     if attention_cpu.takes(q, mask):
         out, lse = attention_cpu.forward(q, k, v, factor, mask, lengths, causal)
     else:
-        wide = widened(q), widened(k), widened(v)
-        out, lse = _forward_in_torch(*wide, factor, mask, lengths, causal)
+        s = scores(widened(q), widened(k), factor, mask, lengths, causal)
+        out, lse = _weights(s) @ shared(widened(v), q), torch.logsumexp(s, -1)
     return out.to(q.dtype), lse
 
 
@@ -174,7 +174,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
-def _derived(
+def _gradients(
     go: Tensor,
     glse: Tensor,
     q: Tensor,
@@ -202,7 +202,7 @@ def _derived(
 
 
 _attention_backward = torch.library.custom_op(
-    "community::attention_backward", _derived, mutates_args=()
+    "community::attention_backward", _gradients, mutates_args=()
 )
 
 
@@ -235,26 +235,13 @@ def _differentiate(ctx, go: Tensor, glse: Tensor) -> tuple:  # type: ignore[no-u
     q, k, v, factor, mask, lengths, out, lse = ctx.saved_tensors
     wanted, more = ctx.needs_input_grad[3], (mask, lengths, ctx.causal, out, lse)
     # a graph of gradients is not written for: the custom op says so
-    run: Any = _attention_backward if torch.is_grad_enabled() or traced(go) else _derived
+    run: Any = _attention_backward if torch.is_grad_enabled() or traced(go) else _gradients
     gq, gk, gv, dots = run(go, glse, q, k, v, factor, *more, wanted)
     # scores are q factor k: what q's gradient says, factor's repeats
     return gq, gk, gv, dots.sum((0, 2)) / factor if wanted else None, None, None, None
 
 
 ATTENTION = Operation(_attention, _computed, _keep, _differentiate)
-
-
-def _forward_in_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    factor: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    s = scores(q, k, factor, mask, lengths, causal)
-    return _weights(s) @ shared(v, q), torch.logsumexp(s, -1)
 
 
 def _backward_in_torch(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from community.kernels.attention_gpu import strides
 from community.kernels.backend import kernels
-from community.kernels.build import CORES, lanes
+from community.kernels.build import CORES, lanes, round_up
 
 BQ, BK = 48, 256  # as in attention.c
 FEW = 4  # queries that read the keys as they are, also bfloat16; as in attention.c
@@ -34,22 +34,21 @@ def forward(
     """The output and the logsumexp in float32. Shapes as in `attention`, any dtype but float64."""
     run = kernels("attention")
     assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
+    b, h, tq, _ = q.shape
     as_is = k.dtype == torch.bfloat16 and tq <= FEW
-    queries = _wide(q.float())
-    keys, values = (_wide(x if as_is else x.float()) for x in (k, v))
-    d, dv = queries.shape[-1], values.shape[-1]
-    out, lse = queries.new_empty(b, h, tq, dv), queries.new_empty(b, h, tq)
-    workers = min(CORES, b * hk)
-    mask, by = strides(mask, q, k)
+    queries = wide(q.float())
+    keys, values = (wide(x if as_is else x.float()) for x in (k, v))
+    out, lse = queries.new_empty(b, h, tq, values.shape[-1]), queries.new_empty(b, h, tq)
+    workers = min(CORES, b * k.shape[1])
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
     run(
         "attention_forward",
         *(queries, keys, values, factor.contiguous(), mask, lengths, out, lse),
-        *(_room(keys, values, workers), b, h, h // hk, tq, tk, d, dv),
-        *(tk - tq + 1 if causal else tk, *by, int(as_is)),
+        _room(keys, values, workers),
+        *(*sizes, int(as_is)),
         items=workers,
     )
-    return out if dv == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), lse
+    return narrow(out, v), lse
 
 
 def backward(
@@ -68,37 +67,46 @@ def backward(
     sum(go * out) - glse."""
     run = kernels("attention")
     assert run is not None
-    (b, h, tq, _), hk, tk = q.shape, k.shape[1], k.shape[2]
-    queries, keys, values, wide_go = _wide(q), _wide(k), _wide(v), _wide(go)
-    d, dv = queries.shape[-1], values.shape[-1]
-    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    moments = lse.new_zeros(b, h, tq, 3)
-    workers = min(CORES, b * hk)
-    mask, by = strides(mask, q, k)
+    queries, keys, values = wide(q), wide(k), wide(v)
+    gq, gk, gv = (torch.zeros_like(x) for x in (queries, keys, values))
+    moments = lse.new_zeros(*q.shape[:3], 3)
+    workers = min(CORES, k.shape[0] * k.shape[1])
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
     run(
         "attention_backward",
-        *(wide_go, queries, keys, values, factor.contiguous()),
-        *(mask, lengths, lse.contiguous(), delta, *grads, moments),
+        *(wide(go), queries, keys, values, factor.contiguous()),
+        *(mask, lengths, lse.contiguous(), delta, gq, gk, gv, moments),
         _room(keys, values, workers),
-        *(b, h, h // hk, tq, tk, d, dv, tk - tq + 1 if causal else tk, *by),
+        *sizes,
         items=workers,
     )
-    gq, gk, gv = (
-        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
-        for g, x in zip(grads, (q, k, v), strict=True)
-    )
-    return gq, gk, gv, moments
+    return narrow(gq, q), narrow(gk, k), narrow(gv, v), moments
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Contiguous, filled with zeros up to a width of whole register blocks."""
     missing = -x.shape[-1] % (2 * lanes())
     return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
 
 
+def narrow(x: Tensor, like: Tensor) -> Tensor:
+    """Without what `wide` filled up, contiguous."""
+    width = like.shape[-1]
+    return x if x.shape[-1] == width else x[..., :width].contiguous()
+
+
+def sizes_of(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The mask, and the numbers that attention.c and entmax.c take."""
+    (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
+    mask, by = strides(mask, q, k)
+    return mask, (b, h, h // hk, tq, tk, d, v.shape[-1], tk - tq + 1 if causal else tk, *by)
+
+
 def _room(keys: Tensor, values: Tensor, workers: int) -> Tensor:
     """As ROOM in attention.c."""
-    padded = -(-keys.shape[2] // (2 * lanes())) * 2 * lanes()
+    padded = round_up(keys.shape[2], 2 * lanes())
     width = keys.shape[3] + values.shape[3] + 1
     count = workers * (2 * BQ * BK + 2 * BQ + padded * width)
     return keys.new_empty(count, dtype=torch.float32)

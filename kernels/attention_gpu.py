@@ -49,6 +49,11 @@ class Tiling:
         assert run is not None
         run(kernel, *arguments, blocks=blocks, threads=self.threads, room=room)
 
+    def run_rows(self, kernel: str, x: Tensor, arguments: tuple[Argument, ...]) -> None:
+        """Blocks that own the rows of x (B, H, T, D)."""
+        blocks = x.shape[0] * x.shape[1] * -(-x.shape[2] // self.rows)
+        self.run(kernel, x.device, arguments, blocks, self.room)
+
     def held(self, *inputs: Tensor) -> list[Tensor]:
         """What the kernels read: in one piece that begins at a multiple of 16 bytes."""
         held = [x.to(self.stored).contiguous() for x in inputs]
@@ -84,7 +89,7 @@ def forward(
     lse = factor.new_empty(q.shape[:3])
     mask, by = strides(mask, q, k)
     more = (factor.contiguous(), mask, lengths, out, lse, *_sizes(q, k, v, causal, tiles), *by)
-    _run("attention_forward", tiles, q, (*given, *more))
+    tiles.run_rows("attention_forward", q, (*given, *more))
     return out.to(q.dtype), lse
 
 
@@ -122,12 +127,12 @@ def backward(
     dots = lse.new_empty(lse.shape if wanted else 0)
     if cores:
         to = (gq, dots if wanted else None)
-        _run("attention_queries", tiles, q, (*given, *more, *to, *sizes))
+        tiles.run_rows("attention_queries", q, (*given, *more, *to, *sizes))
     else:
         moments = lse.new_empty(*lse.shape, 3)
-        _run("attention_queries", tiles, q, (*given, *more, gq, moments, *sizes))
+        tiles.run_rows("attention_queries", q, (*given, *more, gq, moments, *sizes))
         dots = dots_of(moments, glse, factor) if wanted else dots
-    _run("attention_keys", tiles, k, (*given, *more, gk, gv, *sizes))
+    tiles.run_rows("attention_keys", k, (*given, *more, gk, gv, *sizes))
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), dots
 
 
@@ -204,12 +209,6 @@ def tensor_cores(device: torch.device) -> tuple[int, int] | None:
 
 def _flags(width: int, stored: torch.dtype, backward: bool) -> tuple[str, ...]:
     return f"-DWIDTH={width}", f"-DSTORED={STORED[stored]}", f"-DBACKWARD={backward:d}"
-
-
-def _run(kernel: str, tiles: Tiling, x: Tensor, arguments: tuple[Argument, ...]) -> None:
-    """Blocks that own the rows of x (B, H, T, D)."""
-    blocks = x.shape[0] * x.shape[1] * -(-x.shape[2] // tiles.rows)
-    tiles.run(kernel, x.device, arguments, blocks, tiles.room)
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, causal: bool, tiles: Tiling) -> tuple[int, ...]:

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache as cache_calls
-from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -195,7 +194,7 @@ def kept(source: str, suffix: str, facts: tuple[Any, ...], make: Callable[[Path]
         return shelf / target
     except OSError as error:
         warn_once(f"kernels are built anew in every process: {shelf} cannot be written ({error})")
-        return _written(Path(_own_folder()) / target, make)
+        return _written(Path(_own_folder().name) / target, make)
 
 
 def _written(target: Path, make: Callable[[Path], None]) -> Path:
@@ -232,20 +231,21 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=1)
-def _own_folder() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="community-kernels-")
-    _KEEP.append(folder)
-    return folder.name
+@cache_calls
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="community-kernels-")
 
 
-_KEEP: list[Any] = []  # removed when the process ends
-
-
-@lru_cache(maxsize=1)
+@cache_calls
 def lanes() -> int:
     """Floats in a vector: 16 where the processor has AVX-512, else 8."""
     return 16 if "avx512f" in _processor() else 8
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple, which may be n itself."""
+    return -(-n // multiple) * multiple
 
 
 def _machine_flags() -> tuple[str, ...]:
@@ -270,7 +270,7 @@ def _version(command: tuple[str, ...]) -> str:
     return " ".join(command) + done.stdout
 
 
-@lru_cache(maxsize=1)
+@cache_calls
 def _processor() -> str:
     """What the processor can do, as one line: a library made for another may not run here."""
     try:

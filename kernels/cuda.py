@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from ctypes.util import find_library
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def ready() -> str:
 # -- the driver ------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+@cache
 def _driver() -> Any:
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
@@ -192,7 +192,7 @@ def _checked(status: int) -> None:
         raise BuildError(f"NVRTC says {status}: {said.decode()}")
 
 
-@lru_cache(maxsize=1)
+@cache
 def version() -> tuple[int, int]:
     """NVRTC's version. Raises BuildError."""
     major, minor = ctypes.c_int(), ctypes.c_int()
@@ -200,7 +200,7 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
-@lru_cache(maxsize=1)
+@cache
 def architectures() -> list[int]:
     """The GPUs that NVRTC compiles for, such as 80, 90 and 100. Raises BuildError."""
     count = ctypes.c_int()
@@ -210,7 +210,7 @@ def architectures() -> list[int]:
     return list(found)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _nvrtc() -> Any:
     problems = []
     for path in _places():

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from community.kernels import entmax_gpu
 from community.kernels.attention import added, factors, scores, shared
-from community.kernels.attention_cpu import _wide
-from community.kernels.attention_gpu import strides
+from community.kernels.attention_cpu import narrow, sizes_of, wide
 from community.kernels.backend import kernels
-from community.kernels.build import CORES, Program, lanes
+from community.kernels.build import CORES, Program, lanes, round_up
 from community.kernels.checks import check, checked, widened
 from community.kernels.tracing import Operation, as_given, plain
 
@@ -66,24 +65,23 @@ def entmax_attention(
     """
     check(q, k, v, scale, temperature, lengths, mask)
     _check_alpha(alpha)
-    wide = [widened(x) for x in (q, k, v)]
+    inputs = [widened(x) for x in (q, k, v)]
     by = factors(q, scale, temperature)
     if mask is not None and mask.requires_grad:
-        weights = _entmax(scores(wide[0], wide[1], by, mask, lengths, causal), alpha)
-        return (weights @ shared(wide[2], q)).to(q.dtype)
+        weights = _entmax(scores(inputs[0], inputs[1], by, mask, lengths, causal), alpha)
+        return (weights @ shared(inputs[2], q)).to(q.dtype)
     if mask is not None:
-        mask = added(mask, wide[0].dtype)
+        mask = added(mask, inputs[0].dtype)
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
-    compute = ATTENTION.of(*wide, by)
-    out, _ = compute(*wide, by, mask, lengths, causal, alpha)
+    out, _ = ATTENTION.of(*inputs, by)(*inputs, by, mask, lengths, causal, alpha)
     return out.to(q.dtype)
 
 
 def _entmax(x: Tensor, alpha: float) -> Tensor:
     _check(x, alpha)
-    wide = widened(x)
-    return ROWS.of(wide)(wide, alpha).to(x.dtype)
+    floats = widened(x)
+    return ROWS.of(floats)(floats, alpha).to(x.dtype)
 
 
 def _check(x: Tensor, alpha: float) -> None:
@@ -132,13 +130,13 @@ def _(x: Tensor, alpha: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _learnt(go: Tensor, y: Tensor, alpha: float) -> Tensor:
+def _gradient(go: Tensor, y: Tensor, alpha: float) -> Tensor:
     slope = (y > 0).to(y.dtype) if alpha == 2.0 else y.sqrt()
     total = slope.sum(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
     return (slope * (go - (go * slope).sum(-1, keepdim=True) / total)).contiguous()
 
 
-_rows_backward = torch.library.custom_op("community::entmax_backward", _learnt, mutates_args=())
+_rows_backward = torch.library.custom_op("community::entmax_backward", _gradient, mutates_args=())
 
 
 @_rows_backward.register_fake
@@ -154,7 +152,7 @@ def _keep(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # type: i
 def _differentiate(ctx, go: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
     (y,) = ctx.saved_tensors
     # a graph of gradients is not written for: the custom op says so
-    back: Any = _learnt if plain(go, y) else _rows_backward
+    back: Any = _gradient if plain(go, y) else _rows_backward
     return back(go, y, ctx.alpha), None
 
 
@@ -183,13 +181,13 @@ def _attended(
         t = _threshold(shifted, alpha)
         return _weights(shifted, t, alpha) @ shared(v, q), t.squeeze(-1)
     b, h, tq, _ = q.shape
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
+    queries, keys, values = wide(q), wide(k), wide(v)
     out, t = q.new_empty(b, h, tq, values.shape[-1]), q.new_empty(b, h, tq)
-    mask, numbers = _call(queries, keys, values, mask, causal)
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
     workers = min(CORES, b * h)
     tensors = (queries, keys, values, factor.contiguous(), mask, lengths, out, t)
-    run("entmax_forward", *tensors, _room(keys, workers), *numbers, float(alpha), items=workers)
-    return out if out.shape[-1] == v.shape[-1] else out[..., : v.shape[-1]].contiguous(), t
+    run("entmax_forward", *tensors, _room(keys, workers), *sizes, float(alpha), items=workers)
+    return narrow(out, v), t
 
 
 _attention = torch.library.custom_op(
@@ -202,7 +200,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
 
 
-def _unattended(
+def _attention_gradients(
     go: Tensor,
     q: Tensor,
     k: Tensor,
@@ -221,36 +219,26 @@ def _unattended(
     if run is None:
         shifted = _shifted(scores(q, k, factor, mask, lengths, causal), alpha)
         p = _weights(shifted, t.unsqueeze(-1), alpha)
-        ds = _learnt(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
+        ds = _gradient(go @ shared(v, q).mT, p, alpha) * factor.view(-1, 1, 1)
         gk, gv = (x.mT @ y for x, y in ((ds, q), (p, go)))
         gk, gv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (gk, gv))
         return ds @ shared(k, q), gk, gv
-    b, hk = k.shape[:2]
-    queries, keys, values = _wide(q), _wide(k), _wide(v)
-    grads = [torch.zeros_like(x) for x in (queries, keys, values)]
-    mask, numbers = _call(queries, keys, values, mask, causal)
-    workers = min(CORES, b * hk)
-    tensors = (_wide(go), queries, keys, values, factor.contiguous(), mask, lengths)
-    room = _room(keys, workers)
+    queries, keys, values = wide(q), wide(k), wide(v)
+    gq, gk, gv = (torch.zeros_like(x) for x in (queries, keys, values))
+    mask, sizes = sizes_of(queries, keys, values, mask, causal)
+    workers = min(CORES, k.shape[0] * k.shape[1])
     run(
         "entmax_backward",
-        *tensors,
-        t.contiguous(),
-        *grads,
-        room,
-        *numbers,
-        float(alpha),
+        *(wide(go), queries, keys, values, factor.contiguous(), mask, lengths, t.contiguous()),
+        *(gq, gk, gv, _room(keys, workers)),
+        *(*sizes, float(alpha)),
         items=workers,
     )
-    gq, gk, gv = (
-        g if g.shape == x.shape else g[..., : x.shape[-1]].contiguous()
-        for g, x in zip(grads, (q, k, v), strict=True)
-    )
-    return gq, gk, gv
+    return narrow(gq, q), narrow(gk, k), narrow(gv, v)
 
 
 _attention_backward = torch.library.custom_op(
-    "community::entmax_attention_backward", _unattended, mutates_args=()
+    "community::entmax_attention_backward", _attention_gradients, mutates_args=()
 )
 
 
@@ -270,7 +258,7 @@ def _keep_attention(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[
 def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ignore[no-untyped-def, type-arg]
     *tensors, t = ctx.saved_tensors
     given = [x for x in tensors if x is not None]
-    back: Any = _unattended if plain(go, *given) else _attention_backward
+    back: Any = _attention_gradients if plain(go, *given) else _attention_backward
     gq, gk, gv = back(go, *tensors, ctx.causal, ctx.alpha, t)
     q, factor, gf = tensors[0], tensors[3], None
     if ctx.needs_input_grad[3]:  # scores are q factor k: what q's gradient says, factor's repeats
@@ -281,20 +269,10 @@ def _differentiate_attention(ctx, go: Tensor, _gt: Tensor) -> tuple:  # type: ig
 ATTENTION = Operation(_attention, _attended, _keep_attention, _differentiate_attention)
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The mask, and the numbers that both kernels take."""
-    (b, h, tq, d), hk, tk = q.shape, k.shape[1], k.shape[2]
-    mask, by = strides(mask, q, k)
-    offset = tk - tq + 1 if causal else tk
-    return mask, (b, h, h // hk, tq, tk, d, v.shape[-1], offset, *by)
-
-
 def _room(keys: Tensor, workers: int) -> Tensor:
     """As ROOM in entmax.c."""
     columns, (length, width) = 2 * lanes(), keys.shape[-2:]
-    padded = -(-length // columns) * columns
+    padded = round_up(length, columns)
     rows = 8 if lanes() == 16 else 6  # ROWS in tiles.h
     return keys.new_empty(workers * ((rows + 3) * (padded + columns) + padded * width))
 
@@ -308,7 +286,23 @@ def _weights(shifted: Tensor, t: Tensor, alpha: float) -> Tensor:
 
 
 def _threshold(shifted: Tensor, alpha: float) -> Tensor:
-    return _sparsemax_threshold(shifted) if alpha == 2.0 else _entmax15_threshold(shifted)
+    """That of the largest support, by sorting; 0 where all of a row is minus infinity."""
+    down = shifted.sort(-1, descending=True).values
+    taus = _taus(down, alpha)
+    support = (taus <= down).sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(down[..., :1] <= -2.0, 0.0, taus.gather(-1, support - 1))
+
+
+def _taus(down: Tensor, alpha: float) -> Tensor:
+    """The threshold of each support: the highest number, the two highest, and so on."""
+    n = torch.arange(1, down.shape[-1] + 1, device=down.device, dtype=down.dtype)
+    if alpha == 2.0:
+        return (down.cumsum(-1) - 1) / n
+    mean = down.cumsum(-1) / n
+    spread = n * (down.square().cumsum(-1) / n - mean.square())
+    inside = (1 - spread) / n
+    positive = inside > 0
+    return mean - torch.where(positive, torch.where(positive, inside, 1.0).sqrt(), 0.0)
 
 
 def _shifted(x: Tensor, alpha: float) -> Tensor:
@@ -317,30 +311,3 @@ def _shifted(x: Tensor, alpha: float) -> Tensor:
     top = x.detach().amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0.0, top)
     return ((x - top) * (alpha - 1)).clamp(min=-2.0)
-
-
-def _ranks(x: Tensor) -> Tensor:
-    return torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-
-
-def _sparsemax_threshold(x: Tensor) -> Tensor:
-    down = x.sort(-1, descending=True).values
-    taus = (down.cumsum(-1) - 1) / _ranks(x)
-    return _chosen(x, down, taus)
-
-
-def _entmax15_threshold(x: Tensor) -> Tensor:
-    down, n = x.sort(-1, descending=True).values, _ranks(x)
-    mean = down.cumsum(-1) / n
-    spread = n * (down.square().cumsum(-1) / n - mean.square())
-    inside = (1 - spread) / n
-    positive = inside > 0
-    taus = mean - torch.where(positive, torch.where(positive, inside, 1.0).sqrt(), 0.0)
-    return _chosen(x, down, taus)
-
-
-def _chosen(x: Tensor, down: Tensor, taus: Tensor) -> Tensor:
-    """The threshold of the largest support; 0 where all of a row is minus infinity."""
-    support = (taus <= down).sum(-1, keepdim=True).clamp(min=1)
-    tau = taus.gather(-1, support - 1)
-    return torch.where(down[..., :1] <= -2.0, 0.0, tau)

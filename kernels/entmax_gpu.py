@@ -96,10 +96,7 @@ class Attention:
         return gq, gk, gv
 
     def run(self, kernel: str, owned: Tensor, *more: Tensor | int, backward: bool = False) -> None:
-        """Blocks that own the rows of `owned` (B, H, T, D)."""
-        tiles = self.tiles[backward]
-        blocks = owned.shape[0] * owned.shape[1] * -(-owned.shape[2] // tiles.rows)
-        tiles.run(kernel, self.q.device, (*self.given, *more), blocks, tiles.room)
+        self.tiles[backward].run_rows(kernel, owned, (*self.given, *more))
 
     def thresholds(self, passes: int) -> tuple[Tensor, Tensor]:
         """Each query's highest score and, after enough passes, the threshold below it."""

@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from community.kernels.build import CProgram, Program, lanes, numbers, zeros
+from community.kernels.build import CProgram, Program, lanes, numbers, round_up, zeros
 from community.kernels.text import Text, keys_of
 from community.kernels.weights import (
     Layout,
@@ -216,7 +216,7 @@ class LanguageModel:
         """
         if not order:
             return
-        span = _span(max(map(len, rows)) + more)
+        span = round_up(max(map(len, rows)) + more, lanes())
         each = _token_floats(self.layout) * span
         tile, few = (8, 24) if lanes() == 16 else (6, 12)
         even = 2 * self.weights.numel() // (4 * each)  # half of the span is cached on average
@@ -275,11 +275,7 @@ def panel() -> int:
 
 def padded(n: int) -> int:
     """The next multiple of a panel."""
-    return -(-n // panel()) * panel()
-
-
-def _span(tokens: int) -> int:
-    return -(-tokens // lanes()) * lanes()
+    return round_up(n, panel())
 
 
 def _shape(layout: Layout, places: int, kind: int, table: int, slots: int) -> Tensor:

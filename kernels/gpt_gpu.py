@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from community.kernels.backend import simt
-from community.kernels.build import Argument, SimtProgram, numbers, zeros
+from community.kernels.build import Argument, SimtProgram, numbers, round_up, zeros
 from community.kernels.cuda import fits
 from community.kernels.gpt import LanguageModel, Memory
 from community.kernels.text import Text
@@ -169,7 +169,7 @@ def _shared(layout: Layout, team: Team) -> int:
 
 def padded(n: int, team: int) -> int:
     """The next multiple of four for every block of a team."""
-    return -(-n // (4 * team)) * 4 * team
+    return round_up(n, 4 * team)
 
 
 def _flat(layout: Layout, parts: list[Part], team: int) -> list[Tensor]:

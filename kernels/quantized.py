@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from community.kernels.backend import kernels
-from community.kernels.build import CORES, Program
+from community.kernels.build import CORES, Program, round_up
 from community.kernels.checks import DTYPES, widened
 from community.kernels.tracing import Operation
 
@@ -158,8 +158,7 @@ def _check(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> None:
 
 def _width(bits: int, group: int) -> int:
     """A group's inputs with those that fill its last word."""
-    per = 32 // bits
-    return -(-group // per) * per
+    return round_up(group, 32 // bits)
 
 
 def _pack(whole: Tensor, bits: int) -> Tensor:

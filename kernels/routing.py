@@ -304,7 +304,7 @@ def _(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool) -> _Parts:
     return logits.new_empty(n, k), *(logits.new_empty(s, **whole) for s in sizes)  # type: ignore
 
 
-def _unrouted(
+def _gradient(
     grad: Tensor, weights: Tensor, experts: Tensor, logits: Tensor, sigmoid: bool
 ) -> Tensor:
     run = kernels("routing") if logits.is_cpu and logits.dtype == torch.float32 else None
@@ -329,7 +329,7 @@ def _unrouted(
     return out
 
 
-_route_backward = torch.library.custom_op("community::route_backward", _unrouted, mutates_args=())
+_route_backward = torch.library.custom_op("community::route_backward", _gradient, mutates_args=())
 
 
 @_route_backward.register_fake
@@ -346,7 +346,7 @@ def _keep_route(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _differentiate_route(ctx, grad: Tensor, *_rest: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
     weights, experts, logits = ctx.saved_tensors
     # a graph of gradients is not written for: the custom op says so
-    back: Any = _unrouted if plain(grad, weights, logits) else _route_backward
+    back: Any = _gradient if plain(grad, weights, logits) else _route_backward
     return back(grad, weights, experts, logits, ctx.sigmoid), None, None, None
 
 

@@ -59,11 +59,8 @@ class _Sort:
         self.blocks = -(-self.pairs // self.each)
         whole = experts.new_empty
         self.counts = whole(self.blocks + 1, count + 1, dtype=torch.int32)
-        self.order, self.place, self.offsets = (
-            whole(self.pairs),
-            whole(experts.shape),
-            whole(count + 1),
-        )
+        self.order, self.place = whole(self.pairs), whole(experts.shape)
+        self.offsets = whole(count + 1)
 
     @property
     def room(self) -> int:

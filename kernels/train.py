@@ -164,20 +164,12 @@ class Trainer:
         if unknown or any(len(self._shapes[name]) != 2 for name in muon):
             raise ValueError("Muon is for matrices of the model")
         number = {name: n for n, name in enumerate(dict.fromkeys(p.name for p in self.pieces))}
-        self._parts = torch.tensor(
-            [
-                (
-                    p.at,
-                    p.rows,
-                    p.columns,
-                    p.stride,
-                    number[p.name] if p.name in muon else -1,
-                    p.flipped,
-                )
-                for p in sorted(self.pieces, key=lambda p: number[p.name])
-            ],
-            device="cpu",
-        )
+        own = {name: n for name, n in number.items() if name in muon}
+        parts = [
+            (p.at, p.rows, p.columns, p.stride, own.get(p.name, -1), p.flipped)
+            for p in sorted(self.pieces, key=lambda p: number[p.name])
+        ]
+        self._parts = torch.tensor(parts, device="cpu")
         needed = 0
         for shape in (self._shapes[name] for name in muon):
             apart = stride(min(shape))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from community.kernels.build import lanes
+from community.kernels.build import lanes, round_up
 from community.kernels.weights import (
     Layout,
     Unsupported,
@@ -51,7 +51,7 @@ class Sizes(Layout):
     @property
     def middle(self) -> int:
         """Columns of the MLP's first layer; of a gated one the gate first, in whole vectors."""
-        return _up(self.hidden) + self.hidden if self.gated else self.hidden
+        return round_up(self.hidden, lanes()) + self.hidden if self.gated else self.hidden
 
     def parts(self) -> Iterator[tuple[str, int, int]]:
         """(name, rows, columns) of everything that has weights, in the order of train.c."""
@@ -100,13 +100,10 @@ class Piece:
         return matrix[:, self.first : self.first + self.columns]
 
 
-def _up(n: int) -> int:
-    return -(-n // lanes()) * lanes()
-
-
 def stride(n: int) -> int:
     """Floats from one row of n to the next, an odd number of vectors: STRIDE in train.c."""
-    return _up(n) + (0 if _up(n) // lanes() % 2 else lanes())
+    whole = round_up(n, lanes())
+    return whole + (0 if whole // lanes() % 2 else lanes())
 
 
 def lay_out(sizes: Sizes) -> tuple[dict[str, int], int]:
@@ -233,7 +230,7 @@ def _llama(config: Any, parameters: dict[str, nn.Parameter]) -> tuple[Sizes, lis
                 ("self_attn.v_proj", "keys", keys, keys),
                 ("self_attn.o_proj", "out", w, 0),
                 ("mlp.gate_proj", "middle", hidden, 0),
-                ("mlp.up_proj", "middle", hidden, _up(hidden)),
+                ("mlp.up_proj", "middle", hidden, round_up(hidden, lanes())),
                 ("mlp.down_proj", "down", w, 0),
             ):
                 flipped = kind == "weight"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from community.kernels import backend
-from community.kernels.build import BuildError, program, simt_program
+from community.kernels.build import BuildError, Program, program, simt_program
 
 
 def forget() -> None:
@@ -17,16 +17,24 @@ def forget() -> None:
         cached.cache_clear()
 
 
+def compiled(source: str, by: str) -> Program:
+    """The kernels of a source by "c" or "opencl"; skips where that cannot compile it."""
+    try:
+        return program(source, by)
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
 @contextmanager
 def computed_by(name: str, source: str, *flags: str) -> Iterator[str]:
     """COMMUNITY_KERNELS is `name`; skips where that cannot compile the source."""
-    try:
-        if name == "simt":
+    if name == "simt":
+        try:
             simt_program(source, flags)
-        elif name in ("c", "opencl"):
-            program(source, name)
-    except BuildError as error:
-        pytest.skip(str(error))
+        except BuildError as error:
+            pytest.skip(str(error))
+    elif name in ("c", "opencl"):
+        compiled(source, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMMUNITY_KERNELS", name)
         forget()

@@ -11,9 +11,15 @@ import pytest
 
 from community.kernels import build
 
+BEGIN = """
+import torch
+from community.kernels.build import CProgram
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+"""
+
 
 def assert_clean(script: str) -> None:
-    """Run a script that compiles a `program` of kernels with sanitizers and calls some of them.
+    """Run a script that compiles a `program` of kernels with `flags` and calls some of them.
 
     It may import the modules of this folder. Skips without a compiler or its sanitizers.
     """
@@ -26,9 +32,9 @@ def assert_clean(script: str) -> None:
         pytest.skip("no address sanitizer")
     given = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
     # a test that gives its program to nobody would pass whatever the source did
-    ended = f"{script}\nassert program._kernels, 'no kernel was called'\nprint('clean')\n"
+    whole = f"{BEGIN}{script}\nassert program._kernels, 'no kernel was called'\nprint('clean')\n"
     done = subprocess.run(
-        [sys.executable, "-c", ended],
+        [sys.executable, "-c", whole],
         cwd=Path(__file__).parent,
         env=given,
         capture_output=True,

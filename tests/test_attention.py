@@ -322,13 +322,11 @@ def test_a_query_whose_keys_are_all_hidden_by_a_number(compiled: str, hiding: fl
 
 
 SANITIZED = """
-import torch
 from community.kernels import build
 build._processor = lambda: "PROCESSOR"
 import test_attention as t
 from community.kernels import attention_cpu
-from community.kernels.build import CProgram
-program = CProgram("attention", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("attention", flags)
 attention_cpu.kernels = lambda name: program
 for sizes in ((1, 1, 1, 1, 1, 1, 3), (2, 2, 3, 33, 300, 24, 16), (1, 2, 1, 3, 70, 64, 64)):
     inputs = t.make(sizes)

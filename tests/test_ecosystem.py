@@ -52,6 +52,13 @@ from community.kernels.experts import expert_mlp
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48}
 SIDES = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+SIDES |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+SIDES |= {"vocab_size": 50, "d_model": 32}
+MOE = {**WIDE, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
+LATENT = {**MOE, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16}
+LATENT |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+GEMMA = {"head_dim": 8, "global_head_dim": 8}
+GEMMA |= {"vocab_size_per_layer_input": 50, "hidden_size_per_layer_input": 8}
 
 
 def gpt2() -> Any:
@@ -67,24 +74,13 @@ def mixtral() -> Any:
 
 
 def t5() -> Any:
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=50,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
-        )
-    )
+    sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48}
+    config = T5Config(**sizes, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    return T5ForConditionalGeneration(config)
 
 
 def bart() -> Any:
-    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    return BartForConditionalGeneration(
-        BartConfig(vocab_size=50, d_model=32, **SIDES, **heads, pad_token_id=0)
-    )
+    return BartForConditionalGeneration(BartConfig(**SIDES))
 
 
 MODELS = [gpt2, llama, mixtral, t5, bart]
@@ -170,9 +166,8 @@ def test_what_is_not_supported_says_so() -> None:
 
 
 def test_keys_that_a_model_chooses_are_not_ignored() -> None:
-    parts = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     config = DeepseekV32Config(
-        **{**MOE, "num_key_value_heads": 4, "q_lora_rank": 16, **parts},
+        **LATENT,
         n_routed_experts=4,
         n_group=1,
         topk_group=1,
@@ -190,14 +185,10 @@ def test_queries_that_a_model_leaves_out(cache: str) -> None:
     """The last layers of Gemma 4 have queries only for the logits that are kept."""
     model = Gemma4ForCausalLM(
         Gemma4TextConfig(
-            **{**WIDE, "num_hidden_layers": 4},
-            head_dim=8,
-            global_head_dim=8,
+            **{**WIDE, **GEMMA, "num_hidden_layers": 4},
             num_kv_shared_layers=2,
             sliding_window=4,
             layer_types=["sliding_attention", "full_attention"] * 2,
-            vocab_size_per_layer_input=50,
-            hidden_size_per_layer_input=8,
         )
     ).eval()
     for p in model.parameters():
@@ -253,15 +244,11 @@ def splinter() -> Any:
 
 
 def nllb_moe() -> Any:
-    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
-    config = NllbMoeConfig(vocab_size=50, d_model=32, **SIDES, **heads, num_experts=4)
-    return AutoModelForSeq2SeqLM.from_config(config)
+    return AutoModelForSeq2SeqLM.from_config(NllbMoeConfig(**SIDES, num_experts=4))
 
 
 def bigbird() -> Any:
-    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
-    config = BigBirdPegasusConfig(vocab_size=50, d_model=32, **SIDES, **heads)
-    return AutoModelForSeq2SeqLM.from_config(config)
+    return AutoModelForSeq2SeqLM.from_config(BigBirdPegasusConfig(**SIDES))
 
 
 @pytest.mark.parametrize("side", [None, "left", "right"])
@@ -317,8 +304,6 @@ def test_models_that_compute_attention_themselves_are_refused(make: Callable[[],
 
 # -- experts ---------------------------------------------------------------------------
 
-MOE = {**WIDE, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
-
 
 def qwen2_moe() -> Any:
     return Qwen2MoeForCausalLM(
@@ -333,16 +318,7 @@ def qwen3_moe() -> Any:
 def deepseek_v3() -> Any:
     return DeepseekV3ForCausalLM(
         DeepseekV3Config(
-            **{**MOE, "num_key_value_heads": 4},
-            n_routed_experts=8,
-            n_group=2,
-            topk_group=1,
-            first_k_dense_replace=1,
-            q_lora_rank=16,
-            kv_lora_rank=16,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
+            **LATENT, n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1
         )
     )
 
@@ -351,14 +327,10 @@ def gemma4() -> Any:
     """Experts with GELU."""
     return Gemma4ForCausalLM(
         Gemma4TextConfig(
-            **{**MOE, "num_experts_per_tok": None},
-            head_dim=8,
-            global_head_dim=8,
+            **{**MOE, **GEMMA, "num_experts_per_tok": None},
             enable_moe_block=True,
             num_experts=4,
             top_k_experts=2,
-            vocab_size_per_layer_input=50,
-            hidden_size_per_layer_input=8,
         )
     )
 

@@ -13,17 +13,15 @@ from cuda_emulator import emulated
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_attention import make, options_for
-from test_entmax import plain, results
-from torch import Tensor
+from test_entmax import ALPHAS, plain, results, weigh
 
 from community.kernels import backend as chosen
 from community.kernels import entmax as module
 from community.kernels import entmax_gpu
 from community.kernels.build import BuildError, simt_program
-from community.kernels.entmax import entmax15, entmax_attention, reference, sparsemax
+from community.kernels.entmax import entmax_attention, reference
 
 PHASES = [p for p in settings().phases if p != Phase.shrink]  # which would take minutes
-ALPHAS = [1.5, 2.0]
 KINDS = ["plain", "lengths", "bool", "added", "rows"]
 HEADS = st.tuples(st.integers(1, 2), st.sampled_from([1, 2]), st.sampled_from([1, 3]))
 # batch, heads of keys, queries' heads for each; queries, keys; widths, for which PoCL compiles once
@@ -60,10 +58,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr("community.kernels.attention_gpu.simt", program)
     yield "cuda" if request.param == "cuda" else "cpu"
     assert used and set(used) == {"entmax"}, "somebody else has computed it"
-
-
-def weigh(alpha: float) -> Callable[[Tensor], Tensor]:
-    return entmax15 if alpha == 1.5 else sparsemax
 
 
 def compare(

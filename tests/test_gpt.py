@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from backends import compiled
 from sanitizers import assert_clean
 from tiny_models import ARENA, RESTART, SHAPE, sums, tiny
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
 
 from community.agents.codec import CharacterCodec
 from community.agents.decoding import (
+    Generated,
     _draws,
     generate,
     generate_by_kernels,
@@ -47,16 +49,7 @@ WORDS = 37
 END = 1
 IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": 0}
 SHARP = 8  # times the usual weights, so that untrained answers depend on the prompt
-
-
-@cache
-def program(backend: str) -> build.Program:
-    if backend == "opencl":
-        pytest.importorskip("pyopencl")
-    try:
-        return build.program("gpt", backend)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+program = partial(compiled, "gpt")
 
 
 @pytest.fixture(params=["c", "opencl"])
@@ -152,16 +145,15 @@ def logs(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
         return torch.as_tensor(model(torch.tensor([tokens])).logits[0]).log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
-    model = MODELS[name]()
-    ours = LanguageModel(model, program(backend))
-    asked = prompts(6)
-    answers, logprobs = ours.generate(asked, None, None, 20, END)
+def greedy(
+    model: PreTrainedModel, ours: LanguageModel, asked: list[list[int]], longest: int
+) -> None:
+    """Compares answers with what transformers generates, and what the model says of them."""
+    answers, logprobs = ours.generate(asked, None, None, longest, END)
     for prompt, answer, logprob in zip(asked, answers, logprobs, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
         )
         assert answer == out[0, len(prompt) :].tolist()
         found = logs(model, prompt + answer)[len(prompt) - 1 : -1]
@@ -169,21 +161,33 @@ def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
     assert len({tuple(a) for a in answers}) > 3
 
 
+def drawn(
+    model: PreTrainedModel, ours: LanguageModel, top_p: float, times: int, longest: int
+) -> list[Generated]:
+    """Compares samples with those of torch; a few draws lie at an edge that rounding moves."""
+    codec, decoding = Numbers(), Decoding(temperature=1.3, top_p=top_p, max_tokens=longest)
+    asked = [p for p in prompts() for _ in range(times)]
+    seeds = list(range(len(asked)))
+    expected = generate(model, codec, asked, seeds, decoding)
+    found = generate_by_kernels(ours, codec, asked, seeds, decoding)
+    same = [(a, b) for a, b in zip(found, expected, strict=True) if a.tokens == b.tokens]
+    assert len(same) >= 0.97 * len(asked)
+    for a, b in same:
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
+    model = MODELS[name]()
+    greedy(model, LanguageModel(model, program(backend)), prompts(6), 20)
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> None:
-    model, codec = MODELS[name](), Numbers()
-    decoding = Decoding(temperature=1.3, top_p=top_p, max_tokens=12)
-    asked = [p for p in prompts() for _ in range(5)]
-    seeds = list(range(len(asked)))
-    expected = generate(model, codec, asked, seeds, decoding)
-    found = generate_by_kernels(
-        LanguageModel(model, program(backend)), codec, asked, seeds, decoding
-    )
-    same = [a for a, b in zip(found, expected, strict=True) if a.tokens == b.tokens]
-    assert len(same) >= 0.97 * len(asked)
-    for a, b in zip(found, expected, strict=True):
-        assert a.tokens != b.tokens or a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    model = MODELS[name]()
+    found = drawn(model, LanguageModel(model, program(backend)), top_p, 5, 12)
     assert any(len(a.tokens) < 12 for a in found)  # some reach the end
 
 
@@ -639,10 +643,8 @@ def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
 
 
 SANITIZED = """
-import torch
 import test_gpt as t
-from community.kernels.build import CProgram
-program = CProgram("gpt", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("gpt", flags)
 for make, kind in zip(t.MODELS.values(), 9 * t.gpt.KINDS):
     ours = t.LanguageModel(make(), program, kind)
     asked = [p for p in t.prompts(30) for _ in range(4)]

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulator import EmulatedProgram, emulated
-from test_gpt import END, MODELS, TASTES, WORDS, Numbers, gpt2, llama, logs, prompts
+from test_gpt import END, MODELS, TASTES, WORDS, Numbers, drawn, gpt2, greedy, llama, logs, prompts
 
-from community.agents.decoding import generate, generate_by_kernels, score, score_by_kernels
+from community.agents.decoding import score, score_by_kernels
 from community.kernels.backend import kernels
 from community.kernels.build import BuildError, simt_program
 from community.kernels.gpt import LanguageModel
 from community.kernels.gpt_gpu import GpuLanguageModel, Team, flags, team_on
 from community.kernels.weights import Unsupported
-from community.types import Decoding
 
 NAMES = [n for n in MODELS if n.startswith(("gpt2", "llama", "mistral", "qwen2"))]
 SLOW = ("emulator", "teams")
@@ -63,32 +62,15 @@ def made(model: torch.nn.Module, backend: str) -> GpuLanguageModel:
 def test_greedy_is_what_transformers_generates(name: str, backend: str) -> None:
     model = MODELS[name]()
     longest = 6 if backend in SLOW else 20
-    answers, logprobs = made(model, backend).generate(prompts(), None, None, longest, END)
-    for prompt, answer, logprob in zip(prompts(), answers, logprobs, strict=True):
-        ids = torch.tensor([prompt])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
-        )
-        assert answer == out[0, len(prompt) :].tolist()
-        found = logs(model, prompt + answer)[len(prompt) - 1 : -1]
-        assert logprob == pytest.approx(float(found[range(len(answer)), answer].sum()), abs=1e-4)
-    assert len({tuple(a) for a in answers}) > 3
+    greedy(model, made(model, backend), prompts(), longest)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_samples_are_those_of_torch(name: str, top_p: float, backend: str) -> None:
-    model, codec = MODELS[name](), Numbers()
-    longest, times = (4, 1) if backend in SLOW else (12, 5)
-    decoding = Decoding(temperature=1.3, top_p=top_p, max_tokens=longest)
-    asked = [p for p in prompts() for _ in range(times)]
-    seeds = list(range(len(asked)))
-    expected = generate(model, codec, asked, seeds, decoding)
-    found = generate_by_kernels(made(model, backend), codec, asked, seeds, decoding)
-    same = [a for a, b in zip(found, expected, strict=True) if a.tokens == b.tokens]
-    assert len(same) >= 0.97 * len(asked)
-    for a, b in zip(found, expected, strict=True):
-        assert a.tokens != b.tokens or a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    model = MODELS[name]()
+    times, longest = (1, 4) if backend in SLOW else (5, 12)
+    drawn(model, made(model, backend), top_p, times, longest)
 
 
 @pytest.mark.parametrize("taste", TASTES, ids=str)

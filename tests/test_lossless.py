@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from backends import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
 from torch import Tensor
 
 from community.kernels import lossless
-from community.kernels.build import BuildError, Program, program
 
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 dtypes = st.sampled_from(lossless.DTYPES)
@@ -20,15 +20,6 @@ shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(INTEGERS[tensor.dtype]).view(tensor.shape)
-
-
-def built(backend: str) -> Program:
-    if backend == "opencl":
-        pytest.importorskip("pyopencl")
-    try:
-        return program("lossless", backend)
-    except BuildError as error:
-        pytest.skip(str(error))
 
 
 def weights(shape: tuple[int, ...], dtype: torch.dtype, seed: int, odd: int = 0) -> Tensor:
@@ -64,7 +55,9 @@ def test_every_number_there_is(dtype: torch.dtype, backend: str) -> None:
     tensor = torch.cat([every, weights((1_000_000,), dtype, 0)])
     data = lossless.compress(tensor)
     assert len(data) < tensor.numel() * 2
-    assert torch.equal(bits(lossless._decompress(data, built(backend))), bits(tensor))
+    assert torch.equal(
+        bits(lossless._decompress(data, compiled("lossless", backend))), bits(tensor)
+    )
 
 
 @pytest.mark.parametrize("dtype", lossless.DTYPES)
@@ -72,7 +65,9 @@ def test_every_number_there_is(dtype: torch.dtype, backend: str) -> None:
 def test_the_backends_agree(dtype: torch.dtype, backend: str) -> None:
     tensor = weights((1000, 77), dtype, 1, odd=3000)
     data = lossless.compress(tensor)
-    assert torch.equal(bits(lossless._decompress(data, built(backend))), bits(tensor))
+    assert torch.equal(
+        bits(lossless._decompress(data, compiled("lossless", backend))), bits(tensor)
+    )
     assert torch.equal(bits(lossless.reference(data)), bits(tensor))
 
 
@@ -183,10 +178,8 @@ def test_meta_tensors_are_refused() -> None:
 
 
 SANITIZED = """
-import torch
 import test_lossless as t
-from community.kernels.build import CProgram
-program = CProgram("lossless", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("lossless", flags)
 for shape in ((1,), (255,), (256,), (1000, 7)):
     for dtype in t.lossless.DTYPES:
         tensor = t.weights(shape, dtype, 0, odd=9)

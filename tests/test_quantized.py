@@ -168,11 +168,9 @@ def test_bad_input(message: str) -> None:
 
 
 SANITIZED = """
-import torch
 from test_quantized import made, quantize, quantized_linear
 from community.kernels import quantized
-from community.kernels.build import CProgram
-program = CProgram("quantized", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("quantized", flags)
 quantized._program = lambda device: program
 for outputs, groups, group in ((1, 1, 1), (33, 3, 20), (64, 2, 64), (5, 1, 7)):
     for bits in quantized.BITS:

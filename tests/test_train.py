@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from backends import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sanitizers import assert_clean
@@ -34,16 +35,7 @@ MODELS = {
     "llama-wide-heads": lambda: llama(head_dim=72, num_attention_heads=2),
 }
 Row = tuple[list[int], int]
-
-
-@cache
-def program(backend: str) -> build.Program:
-    if backend == "opencl":
-        pytest.importorskip("pyopencl")
-    try:
-        return build.program("train", backend)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+program = partial(compiled, "train")
 
 
 @pytest.fixture(params=["c", "opencl"])
@@ -405,10 +397,8 @@ def test_broken_weights_do_no_harm(weight: float, backend: str) -> None:
 
 
 SANITIZED = """
-import torch
 import test_train as t
-from community.kernels.build import CProgram
-program = CProgram("train", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+program = CProgram("train", flags)
 for make in t.MODELS.values():
     for rows in (1, 128):
         t.train.ROWS = rows
