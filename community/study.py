@@ -70,7 +70,7 @@ def render(outcomes: Sequence[Outcome]) -> Group:
     table = Table(
         title="holdout, exact match of the community's answer; weakest member start > end"
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")  # whole, however narrow the terminal
     table.add_column("mean", justify="right")
     table.add_column("spread", justify="right")
     for o in outcomes:
