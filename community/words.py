@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
@@ -19,6 +20,11 @@ def one_line(text: str, width: int = 0) -> str:
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return clip(line, width) if width else line
+
+
+def markdown(text: str) -> str:
+    """A text as one line of Markdown that shows it, also in a cell of a table."""
+    return re.sub(r"([\\|<*])", r"\\\1", one_line(text))
 
 
 def clip(line: str, width: int) -> str:

@@ -547,6 +547,13 @@ class TestFiles:
         card = (tmp_path / "out/README.md").read_text()
         assert card.rstrip().endswith("\n`````") and "\n# hi" not in card
 
+    def test_a_domain_cannot_break_the_card(self, tmp_path: Path) -> None:
+        task = replace(make_task(1, 0), domain="a\n<main> | *b*")
+        ledger = ledger_of(tmp_path, round_of(1, {task: [("ann", "3", 1.0, None)]}))
+        exported(ledger, tmp_path / "out", "sft")
+        card = (tmp_path / "out/README.md").read_text().partition("## The first row")[0]
+        assert r"| a \<main> \| \*b\* | 1 | 1 |" in card and "<main>" not in card.replace(r"\<", "")
+
 
 # -- refusals ------------------------------------------------------------------------------
 

@@ -35,6 +35,10 @@ def test_texts_fit_whatever_letters_they_have() -> None:
         assert words.padded("漢字漢字", width).cell_len == width
 
 
+def test_names_are_no_markdown() -> None:
+    assert words.markdown("a <b>\n*c* | \\d") == r"a \<b> \*c\* \| \\d"
+
+
 def test_intervals_and_meters_have_their_width() -> None:
     drawn = words.interval(-1, 0.5, 2, (-2, 4), 25)
     assert len(drawn) == 25 and drawn.index("├") < drawn.index("●") < drawn.index("┤")
