@@ -22,11 +22,13 @@ from community.dashboard.chart import DASHED, Canvas
 from community.dashboard.course import Curves, Pulse, course, tick
 from community.dashboard.difference import changes, why
 from community.dashboard.ideas import ideas_at
+from community.dashboard.members import draw
 from community.errors import CommunityError
 from community.figures import figures
 from community.ledger import Ledger
 from community.search import Query, search
 from community.types import WORLD, Idea, Ranking, Round
+from community.words import share
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,20 @@ def test_the_path_to_the_best_follows_readings(ledger: Ledger) -> None:
             for a, b in zip(path.ids, path.ids[1:], strict=False):
                 assert a in by_id[b].parents or b in by_id[a].parents
     assert joined > 3
+
+
+def test_what_became_of_a_checkpoint_is_read_in_a_narrow_panel(ledger: Ledger) -> None:
+    found = people.portrait(ledger, "carl")
+    member = next(m for m in people.people(ledger) if m.name == "carl")
+    console = Console(file=io.StringIO(), width=40)
+    console.print(draw(member, found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert found.checkpoints and text.count(" kept") + text.count("✗ back") == len(
+        found.checkpoints
+    )
+    for one in found.checkpoints:
+        if one.before is not None:
+            assert f"{share(one.before)} → {share(one.after)} " in text
 
 
 def test_a_contrast_counts_all_who_compared_the_two_answers(ledger: Ledger) -> None:
