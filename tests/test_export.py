@@ -398,6 +398,13 @@ class TestDecontamination:
         assert overlap.seen(["x", f"so, {' '.join(words[3:8]).upper()}!"])
         assert not overlap.seen(["x", f"so, {' '.join(words[3:7])} and then"])
 
+    def test_a_file_of_one_json_value(self, tmp_path: Path) -> None:
+        test = tmp_path / "test.JSON"
+        test.write_text(json.dumps([{"q": "1 + 0 = ?"}, {"q": "3 * 3"}], indent=2), "utf-8-sig")
+        overlap = Overlap(test)
+        assert overlap.seen(["1 + 0 =", "1"]) and overlap.seen(["3 * 3", "9"])
+        assert not overlap.seen(["q", "9"])
+
     def test_numbers_of_any_length(self, tmp_path: Path) -> None:
         test = tmp_path / "test.jsonl"
         test.write_text('{"prompt": "two and two", "answer": ' + "9" * 5000 + "}")
@@ -409,6 +416,7 @@ class TestDecontamination:
             ("no.txt", None, "No such file"),
             ("empty.txt", b"\n \n", "holds no text"),
             ("bad.jsonl", b'{"a": "b"}\n{', "line 2 of"),
+            ("lines.json", b'{"a": "b"}\n{"a": "c"}', "line 2 of .* not JSON: Extra data"),
             ("deep.jsonl", b"[" * 100_000, "line 1 of .* nested too deeply"),
             ("latin.txt", b"\xe9\xff", "UTF-8"),
         ],
