@@ -567,6 +567,12 @@ class TestFiles:
 
 
 class TestRefusals:
+    def test_where_nobody_answered_no_filter_is_to_blame(self, tmp_path: Path) -> None:
+        ledger = ledger_of(tmp_path, round_of(1, {make_task(1, 0): [("ann", "", 0.0, None)]}))
+        with pytest.raises(CommunityError, match="none of the 1 ideas is a text") as refused:
+            export(ledger, tmp_path / "out", Wanted("sft"))
+        assert "filter" not in str(refused.value)
+
     def test_a_folder_that_is_not_empty(self, small: Ledger, tmp_path: Path) -> None:
         out = tmp_path / "out"
         out.mkdir()
