@@ -15,7 +15,7 @@ from community.formats import FORMATS, columns_of
 from community.ledger import Ledger
 from community.packaged import PACKAGED
 from community.wanted import Counts, Wanted
-from community.words import count
+from community.words import count, markdown
 
 MANY = 20
 """Members and kinds of tasks that are listed; further ones are counted."""
@@ -35,7 +35,7 @@ def text(ledger: Ledger, wanted: Wanted, counts: Counts, digest: str) -> str:
     head = _head(meta, wanted, counts, [licences[n][1] for n in counts.authors], digest)
     parts = [
         f"---\n{head.to_yaml()}\n---",
-        f"# {_title(meta, wanted)}",
+        f"# {markdown(_title(meta, wanted))}",
         _story(ledger, meta, wanted, counts),
         _loading(wanted, counts),
         "## Rows\n\n" + _rows(wanted, counts),
@@ -133,10 +133,9 @@ def _story(ledger: Ledger, meta: Mapping[str, Any], wanted: Wanted, counts: Coun
         "were taken from it by `community export`. "
     )
     return (
-        played
-        + f"They come from {rounds} of {ledger.last_round()} ({domains}); {counts.ideas:,} ideas "
-        f"were read and {count(counts.total, 'row')} written. {world} Tasks of the run's own "
-        "validation and holdout are not among them.\n\n"
+        played + f"They come from {rounds} of {ledger.last_round()} ({markdown(domains)}); "
+        f"{counts.ideas:,} ideas were read and {count(counts.total, 'row')} written. {world} "
+        "Tasks of the run's own validation and holdout are not among them.\n\n"
         f"Recipe `{meta.get('recipe_hash', '')}`, seed {meta.get('seed', 0)}. Texts were written "
         "by the models and nobody has read them all: a winner is the answer the community "
         "believed in most, and may be wrong."
@@ -258,7 +257,7 @@ MEANING = {
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(markdown, row))} |" for row in rows)
 
 
 def _first(lines: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -266,10 +265,6 @@ def _first(lines: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     more = len(lines) - MANY
     rest = [(f"and {more:,} more", *[""] * (len(lines[0]) - 1))] if more > 0 else []
     return [*lines[:MANY], *rest]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _fenced(text: str, language: str = "json") -> str:

@@ -89,8 +89,8 @@ class Overlap:
     A row overlaps if it has `ngram` words in a row in common with any text of the file;
     texts of fewer words overlap with a row whose whole prompt they are. Case, punctuation
     and spaces do not count. The file holds one text a line, or, where its name ends in
-    .jsonl, one JSON value a line whose strings are all texts. Raises CommunityError for a
-    file that cannot be read, and for one without any text.
+    .jsonl, one JSON value a line whose strings are all texts; where it ends in .json, one
+    such value. Raises CommunityError for a file that cannot be read or holds no text.
     """
 
     def __init__(self, path: Path, ngram: int = NGRAM) -> None:
@@ -123,10 +123,12 @@ def _words(text: str) -> list[str]:
 
 def _texts(path: Path) -> Iterator[str]:
     """The texts of a file. Raises CommunityError for one that cannot be read."""
+    kind = path.suffix.lower()
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if path.suffix != ".jsonl":
+        with path.open(encoding="utf-8-sig") as lines:
+            values = [lines.read()] if kind == ".json" else lines
+            for number, line in enumerate(values, 1):
+                if kind not in (".json", ".jsonl"):
                     yield line
                 elif line.strip():
                     yield from _strings(_parsed(line, path, number))
@@ -140,7 +142,8 @@ def _parsed(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line, parse_int=float)  # of which Python reads any number of digits
     except json.JSONDecodeError as error:
-        raise CommunityError(f"line {number} of {path} is not JSON: {error.msg}") from error
+        at = number + error.lineno - 1
+        raise CommunityError(f"line {at} of {path} is not JSON: {error.msg}") from error
     except RecursionError as error:
         raise CommunityError(f"line {number} of {path} is nested too deeply") from error
 

@@ -196,8 +196,9 @@ def _nothing(wanted: Wanted, counts: Counts) -> str:
     if not counts.ideas:
         return "no ideas were recorded in these rounds, so there is nothing to export"
     reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.dropped.most_common() if n)
-    why = f"left out were: {reasons}" if reasons else "none was ranked"
-    return f"no rows are left of {counts.ideas:,} ideas; {why}; loosen a filter"
+    if not reasons:
+        return f"none of the {counts.ideas:,} ideas is a text that was ranked: nothing to export"
+    return f"no rows are left of {counts.ideas:,} ideas; left out were: {reasons}; loosen a filter"
 
 
 def push(folder: Path, repo: str) -> str:

@@ -120,7 +120,7 @@ def _best(ledger: Ledger) -> list[Lineage]:
         select(ideas.c.id, tasks.c.id)
         .join_from(rankings, ideas, rankings.c.idea == ideas.c.row)
         .join(tasks, rankings.c.task == tasks.c.row)
-        .where(rankings.c.place == 1, ideas.c.failure == "")
+        .where(rankings.c.place == 1, ideas.c.answer != "")
         .order_by(tasks.c.level.desc(), rankings.c.confidence.desc(), rankings.c.strength.desc())
         .order_by(rankings.c.round.desc(), rankings.c.row)
         .limit(BEST * BEST)  # a task may be posed again

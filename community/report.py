@@ -21,7 +21,7 @@ from community.errors import CommunityError
 from community.figures import figures
 from community.findings import duration, exact, main_holdout, overall
 from community.plots import CAPTIONS, draw
-from community.words import one_line
+from community.words import markdown, one_line
 
 __all__ = ["figures", "render", "write"]
 
@@ -63,7 +63,7 @@ def write(folder: Path) -> dict[str, Any]:
 
 def render(facts: Facts) -> RenderableType:
     """The report in short, for a terminal."""
-    happened = Text(" ".join(facts["what_happened"]))
+    happened = Text(one_line(" ".join(facts["what_happened"])))
     shown = (_round_table, _holdout_table, _member_table, _topology_table)
     tables = [_rich(table) for make in shown if (table := make(facts)).rows]
     title = Text.assemble((facts["name"], "bold"), f", seed {facts['seed']}")
@@ -293,9 +293,11 @@ def _rich(table: Table) -> RenderableType:
     )
     shown = [i for i, name in enumerate(table.head) if name not in table.wide]
     for i in shown:
-        found.add_column(Text(table.head[i]), justify="right" if i else "left", no_wrap=not i)
+        found.add_column(
+            Text(one_line(table.head[i])), justify="right" if i else "left", no_wrap=not i
+        )
     for row in table.rows:
-        found.add_row(*(Text(row[i]) for i in shown))
+        found.add_row(*(Text(one_line(row[i])) for i in shown))
     return found
 
 
@@ -305,7 +307,7 @@ def _markdown(facts: Facts, plots: Sequence[str]) -> str:
     blocks = [
         f"# {facts['name']}",
         "## What happened",
-        " ".join(facts["what_happened"]),
+        markdown(" ".join(facts["what_happened"])),
         facts["world_says"],
         _table(_round_table(facts)),
         pictures.get("rounds.png", ""),
@@ -326,8 +328,10 @@ def _table(table: Table) -> str:
     if not table.rows:
         return ""
     cells = [table.head, ["---"] + ["---:"] * (len(table.head) - 1), *table.rows]
-    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
-    return "\n\n".join(part for part in (f"## {table.title}", "\n".join(lines), table.note) if part)
+    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in cells]
+    return "\n\n".join(
+        part for part in (f"## {table.title}", "\n".join(lines), markdown(table.note)) if part
+    )
 
 
 def _run(facts: Facts) -> str:

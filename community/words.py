@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
@@ -19,6 +20,11 @@ def one_line(text: str, width: int = 0) -> str:
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return clip(line, width) if width else line
+
+
+def markdown(text: str) -> str:
+    """A text as one line of Markdown that shows it, also in a cell of a table."""
+    return re.sub(r"([\\|<*])", r"\\\1", one_line(text))
 
 
 def clip(line: str, width: int) -> str:
@@ -45,14 +51,19 @@ def padded(text: Text | str, width: int, right: bool = False) -> Text:
     return made
 
 
+UNITS = ((999.5e9, 1e12, "T"), (999.5e6, 1e9, "G"), (999.5e3, 1e6, "M"), (9995, 1e3, "k"))
+"""From where on a quantity is in which unit: 999,999 in three digits is 1M, not 1000k."""
+
+
 def number(value: float | None) -> str:
     """A quantity in few cells: 950, 12.3k, 4.56M; a dash for what is not known."""
     if value is None or math.isnan(value):
         return "–"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 9.995 * size or (abs(value) >= size and size > 1e3):
+    for least, size, unit in UNITS:
+        if abs(value) >= least:
             return f"{value / size:.3g}{unit}"
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+    whole = value == int(value) or abs(value) >= 100
+    return f"{value:,.0f}" if whole else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:

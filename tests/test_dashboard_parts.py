@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("textual")
 
+from rich.console import Console
 from rich.style import Style
 from small_rounds import MEMBERS, META, make_learning, make_ledger, make_round, make_task
 from watching import play_talk
@@ -18,13 +20,15 @@ from community.dashboard import flows, kin, people, schooling
 from community.dashboard.asked import asked, rounds
 from community.dashboard.chart import DASHED, Canvas
 from community.dashboard.course import Curves, Pulse, course, tick
-from community.dashboard.difference import changes
+from community.dashboard.difference import changes, why
 from community.dashboard.ideas import ideas_at
+from community.dashboard.members import draw
 from community.errors import CommunityError
 from community.figures import figures
 from community.ledger import Ledger
 from community.search import Query, search
 from community.types import WORLD, Idea, Ranking, Round
+from community.words import share
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,20 @@ def test_the_path_to_the_best_follows_readings(ledger: Ledger) -> None:
     assert joined > 3
 
 
+def test_what_became_of_a_checkpoint_is_read_in_a_narrow_panel(ledger: Ledger) -> None:
+    found = people.portrait(ledger, "carl")
+    member = next(m for m in people.people(ledger) if m.name == "carl")
+    console = Console(file=io.StringIO(), width=40)
+    console.print(draw(member, found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert found.checkpoints and text.count(" kept") + text.count("✗ back") == len(
+        found.checkpoints
+    )
+    for one in found.checkpoints:
+        if one.before is not None:
+            assert f"{share(one.before)} → {share(one.after)} " in text
+
+
 def test_a_contrast_counts_all_who_compared_the_two_answers(ledger: Ledger) -> None:
     round = ledger.round(1)
     answer = {idea.id: (idea.task, idea.answer) for idea in round.ideas}
@@ -213,6 +231,17 @@ def test_a_contrast_counts_all_who_compared_the_two_answers(ledger: Ledger) -> N
             assert found.world == {k: world[k] for k in (idea.id, parent)}
             checked += len(wanted)
     assert checked
+
+
+def test_verdicts_can_be_read_beside_long_names(ledger: Ledger) -> None:
+    idea = next(i for i in ledger.round(1).ideas if i.parents)
+    judged = kin.Judged("a-name-of-a-member", 0.0, 0.75, 0.875)
+    mine = kin.kin(ledger, idea.id)
+    found = kin.Contrast(mine, kin.kin(ledger, idea.parents[0]), (judged,))
+    console = Console(file=io.StringIO(), width=56)
+    console.print(why(found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "confidence\xa0.750" in text and "reliability\xa0.875" in text and "parent" in text
 
 
 def test_a_path_two_hundred_readings_long(tmp_path: Path) -> None:

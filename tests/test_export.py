@@ -398,6 +398,13 @@ class TestDecontamination:
         assert overlap.seen(["x", f"so, {' '.join(words[3:8]).upper()}!"])
         assert not overlap.seen(["x", f"so, {' '.join(words[3:7])} and then"])
 
+    def test_a_file_of_one_json_value(self, tmp_path: Path) -> None:
+        test = tmp_path / "test.JSON"
+        test.write_text(json.dumps([{"q": "1 + 0 = ?"}, {"q": "3 * 3"}], indent=2), "utf-8-sig")
+        overlap = Overlap(test)
+        assert overlap.seen(["1 + 0 =", "1"]) and overlap.seen(["3 * 3", "9"])
+        assert not overlap.seen(["q", "9"])
+
     def test_numbers_of_any_length(self, tmp_path: Path) -> None:
         test = tmp_path / "test.jsonl"
         test.write_text('{"prompt": "two and two", "answer": ' + "9" * 5000 + "}")
@@ -409,6 +416,7 @@ class TestDecontamination:
             ("no.txt", None, "No such file"),
             ("empty.txt", b"\n \n", "holds no text"),
             ("bad.jsonl", b'{"a": "b"}\n{', "line 2 of"),
+            ("lines.json", b'{"a": "b"}\n{"a": "c"}', "line 2 of .* not JSON: Extra data"),
             ("deep.jsonl", b"[" * 100_000, "line 1 of .* nested too deeply"),
             ("latin.txt", b"\xe9\xff", "UTF-8"),
         ],
@@ -547,11 +555,24 @@ class TestFiles:
         card = (tmp_path / "out/README.md").read_text()
         assert card.rstrip().endswith("\n`````") and "\n# hi" not in card
 
+    def test_a_domain_cannot_break_the_card(self, tmp_path: Path) -> None:
+        task = replace(make_task(1, 0), domain="a\n<main> | *b*")
+        ledger = ledger_of(tmp_path, round_of(1, {task: [("ann", "3", 1.0, None)]}))
+        exported(ledger, tmp_path / "out", "sft")
+        card = (tmp_path / "out/README.md").read_text().partition("## The first row")[0]
+        assert r"| a \<main> \| \*b\* | 1 | 1 |" in card and "<main>" not in card.replace(r"\<", "")
+
 
 # -- refusals ------------------------------------------------------------------------------
 
 
 class TestRefusals:
+    def test_where_nobody_answered_no_filter_is_to_blame(self, tmp_path: Path) -> None:
+        ledger = ledger_of(tmp_path, round_of(1, {make_task(1, 0): [("ann", "", 0.0, None)]}))
+        with pytest.raises(CommunityError, match="none of the 1 ideas is a text") as refused:
+            export(ledger, tmp_path / "out", Wanted("sft"))
+        assert "filter" not in str(refused.value)
+
     def test_a_folder_that_is_not_empty(self, small: Ledger, tmp_path: Path) -> None:
         out = tmp_path / "out"
         out.mkdir()

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from command import community
+from small_rounds import MEMBERS, META, make_task
 from talk import play_evil
 
 from community.errors import CommunityError
 from community.figures import figures
+from community.ledger import Ledger
 from community.page import html, write
 from community.plots import CAPTIONS
 from community.report import tables
+from community.types import Idea, Ranked, Ranking, Round
 
 
 class Page(HTMLParser):
@@ -116,6 +119,19 @@ def test_what_members_say_is_only_text(tmp_path: Path) -> None:
     assert not page.of("script") and "<script" not in source
     assert "\x00" not in source and "\x1b" not in source
     assert not page.open
+
+
+def test_where_nobody_answered_no_idea_is_the_best(tmp_path: Path) -> None:
+    task = make_task(1, 0)
+    idea = Idea(task.id, "ann", "c", 1, 0, 0, "well")
+    entry = Ranked(task.id, idea.id, 1, 0.0, 0.0, 0.0, 0, -1, 0.0, 0)
+    ranking = Ranking("bradley-terry", (entry,), {})
+    members = "".join(f'[[members]]\nname = "{name}"\nuse = "scripted"\n' for name, _ in MEMBERS)
+    (tmp_path / "recipe.toml").write_text(f'[arena]\nuse = "arithmetic"\n{members}')
+    with Ledger.create(tmp_path / "ledger.db", META | {"base": "."}, MEMBERS) as ledger:
+        ledger.record(Round(1, (task,), (idea,), (), ranking, ()))
+    source = html(tmp_path)
+    assert "<article>" not in source and "No task has an answer yet." in source
 
 
 def test_the_same_run_gives_the_same_page_in_any_process(

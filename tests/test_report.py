@@ -50,6 +50,7 @@ class Plan:
     world: str = "validation"
     learned: int | None = None  # rounds with a learning; None is all
     tokens: int = 10  # an idea
+    domain: str = "addition"  # of the holdout
 
 
 def make_run(folder: Path, plan: Plan) -> Path:
@@ -117,7 +118,7 @@ def _learning(n: int, plan: Plan, lessons: Sequence[Lesson]) -> Learning:
         for name in plan.members
     )
     scores = tuple(
-        Score(n, solver, "holdout", "addition", level, share * TOTAL, TOTAL)
+        Score(n, solver, "holdout", plan.domain, level, share * TOTAL, TOTAL)
         for solver, shares in found.items()
         for level, share in shares.items()
     )
@@ -434,16 +435,19 @@ def test_the_report_says_what_the_world_did(tmp_path: Path, world: str, says: st
     assert "2,000 worked examples (levels 1 to 3)" in facts["world_says"]
 
 
+MINE = (
+    "class Mine:\n"
+    "    name = 'mine'\n"
+    "    def pose(self, split, seed, index, level): ...\n"
+    "    def verify(self, task, idea): return None\n"
+    "    def answer(self, task, text): return text\n"
+    "    def rephrase(self, task, sample): return task.prompt\n"
+)
+
+
 def test_other_arenas_are_reported_by_domain_and_level(tmp_path: Path) -> None:
     """An arena of one's own, whose world cannot tell and whose levels are no digits."""
-    (tmp_path / "mine.py").write_text(
-        "class Mine:\n"
-        "    name = 'mine'\n"
-        "    def pose(self, split, seed, index, level): ...\n"
-        "    def verify(self, task, idea): return None\n"
-        "    def answer(self, task, text): return text\n"
-        "    def rephrase(self, task, sample): return task.prompt\n"
-    )
+    (tmp_path / "mine.py").write_text(MINE)
     folder = make_run(tmp_path / "other", GOOD)
     recipe = folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace('"arithmetic"', '"../mine.py:Mine"'))
@@ -453,6 +457,22 @@ def test_other_arenas_are_reported_by_domain_and_level(tmp_path: Path) -> None:
     assert facts["rounds"][1]["community"]["4"] == 0.9
     assert "ahead of its best, ann (0.883)" in said(facts)
     assert [row[0] for row in tables((folder / "report.md").read_text())[1]][2] == "addition@2"
+
+
+WILD = "a\n<main> | *b*\x1b[31m"
+
+
+def test_a_domain_may_have_any_name(tmp_path: Path) -> None:
+    """It breaks no table of the report, and nothing of it is markup or an escape sequence."""
+    (tmp_path / "mine.py").write_text(MINE)
+    folder = make_run(tmp_path / "wild", replace(GOOD, domain=WILD))
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('"arithmetic"', '"../mine.py:Mine"'))
+    facts = write(folder)
+    text = (folder / "report.md").read_text()
+    assert [row[0] for row in tables(text)[1]][2] == r"a \<main> \| \*b\* [31m@2"
+    assert "<main>" not in text.replace(r"\<main>", "") and "\x1b" not in text + shown(facts)
+    assert "a <main> | *b* [31m@2" in shown(facts)
 
 
 def test_falls_that_chance_brings_are_put_beside_those_found(tmp_path: Path) -> None:

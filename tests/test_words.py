@@ -13,7 +13,8 @@ from community import words
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (950, "950"), (1234, "1,234"), (12_345, "12.3k"), (1e6, "1M"), (2.5, "2.5"),
-     (None, "–"), (math.nan, "–"), (3_200_000_000, "3.2G")],
+     (None, "–"), (math.nan, "–"), (3_200_000_000, "3.2G"), (9_994, "9,994"), (999_999, "1M"),
+     (999_600_000, "1G"), (-999_700, "-1M"), (2e12, "2T"), (1234.5, "1,234"), (999.5, "1,000")],
 )  # fmt: skip
 def test_numbers_take_few_cells(value: float | None, text: str) -> None:
     assert words.number(value) == text
@@ -32,6 +33,10 @@ def test_texts_fit_whatever_letters_they_have() -> None:
     assert words.block("a\x1b\r\nb\tc") == "a \nb c"
     for width in (1, 2, 7, 80):
         assert words.padded("漢字漢字", width).cell_len == width
+
+
+def test_names_are_no_markdown() -> None:
+    assert words.markdown("a <b>\n*c* | \\d") == r"a \<b> \*c\* \| \\d"
 
 
 def test_intervals_and_meters_have_their_width() -> None:

@@ -79,14 +79,14 @@ def _verdicts(found: Contrast) -> list[RenderableType]:
     for_child = sum(v.score > 0.5 for v in found.verdicts)
     head = Text(f"{for_child} of {count(len(found.verdicts), 'verdict')} prefer the child:")
     table = Table.grid(padding=(0, 1))
-    for _ in range(5):
-        table.add_column(no_wrap=True)
+    for last in (False, False, False, True):
+        table.add_column(no_wrap=not last)  # where there is no room for it, the last wraps
     for v in found.verdicts[:JUDGES]:
         side = "child" if v.score > 0.5 else "parent" if v.score < 0.5 else "neither"
-        trust = "" if v.reliability is None else f"reliability {share(v.reliability)}"
-        bar = meter(v.score, 6)
-        sure = f"confidence {share(v.confidence)}"
-        table.add_row(f"  {one_line(v.judge, 16)}", bar, side, sure, trust)
+        sure = f"confidence\N{NO-BREAK SPACE}{share(v.confidence)}"
+        if v.reliability is not None:
+            sure += f" reliability\N{NO-BREAK SPACE}{share(v.reliability)}"
+        table.add_row(f"  {one_line(v.judge, 16)}", meter(v.score, 6), side, sure)
     more = len(found.verdicts) - JUDGES
     rest = [Text(f"  and {more} more", style="dim")] if more > 0 else []
     return [head, table, *rest]

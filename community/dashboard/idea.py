@@ -18,7 +18,7 @@ from community.dashboard.page import Page, nothing_yet
 from community.dashboard.sheet import Said, Sheet, sheet
 from community.ledger import Ledger
 from community.types import WORLD
-from community.words import SHORT, block, meter, one_line, share, signed
+from community.words import SHORT, block, count, meter, one_line, share, signed
 
 
 class IdeaPage(Page[Sheet | None]):
@@ -130,7 +130,7 @@ def _facts(found: Sheet) -> Table:
         table.add_row("place", "none: it was not ranked")
     else:
         between = f"{signed(own.low)} to {signed(own.high)}"
-        backed = f", given by {own.supporters} members" if own.supporters else ""
+        backed = f", given by {count(own.supporters, 'member')}" if own.supporters else ""
         table.add_row("place", f"{own.place}, strength {signed(own.strength)} ({between}){backed}")
     how = idea.decoding
     decoding = "greedy" if how.temperature == 0 else f"temperature {how.temperature:g}"
@@ -138,7 +138,7 @@ def _facts(found: Sheet) -> Table:
     limit = f", at most {how.max_tokens} tokens, sample {idea.sample + 1} of {how.samples}"
     table.add_row("decoding", f"{decoding}{top_p}{limit}")
     table.add_row("tokens", f"{idea.tokens}, log-probability {idea.logprob:.3f}")
-    table.add_row("read", f"{len(idea.parents)} ideas" if idea.parents else "no other idea")
+    table.add_row("read", count(len(idea.parents), "idea") if idea.parents else "no other idea")
     return table
 
 

@@ -143,15 +143,17 @@ def _domains(found: Portrait) -> list[RenderableType]:
 def _checkpoints(found: Portrait) -> list[RenderableType]:
     if not found.checkpoints:
         return []
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("checkpoint", no_wrap=True, min_width=SHORT)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("checkpoint", overflow="ellipsis")
     for name in ("round", "lessons", "validation", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
+        # both scores and the fate are read where there is little room; the others are cut first
+        whole = name == "validation"
+        table.add_column(name, justify="right", no_wrap=whole, overflow="ellipsis")
     table.add_column("", no_wrap=True)
     for c in found.checkpoints:
         known = c.before is not None and c.after is not None
         course = f"{share(c.before)} → {share(c.after)}" if known else "–"
-        fate = "✓ kept" if c.kept else "✗ rolled back"
+        fate = "✓ kept" if c.kept else "✗ back"
         loss = "–" if c.loss is None else f"{c.loss:.3g}"
         lessons = f"{found.counts.get(c.id, 0):,}"
         table.add_row(c.id[:SHORT], str(c.round), lessons, course, loss, fate)
