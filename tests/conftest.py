@@ -11,6 +11,8 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray would otherwise report usage to its makers, and look for a line it may not have.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Tests have folders of their own for their runs, and would play into this one.
+os.environ.pop("COMMUNITY_HOME", None)
 
 from pathlib import Path
 
