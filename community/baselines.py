@@ -8,6 +8,9 @@ Each baseline is a run of its own, of a recipe made from the community's, below 
 - no-filter: the same, but it believes whatever it says, and nothing is rolled back.
 - greedy, few-shot, majority: it does not learn. Few-shot has worked examples in its prompt;
   majority takes as many samples as all members together.
+
+Where members' first lessons are of different domains it has those of all, or it would be asked
+what only others were taught.
 """
 
 from __future__ import annotations
@@ -122,6 +125,7 @@ def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:
     table = dict(recipe.roster())[best]
     member = table.model_dump(mode="json", exclude_none=True) | {"name": best, "count": 1}
     data["members"] = [member]
+    _first_lessons_of_all(data, [table.domains for _, table in recipe.roster()], member)
     data["run"] |= {"name": f"{recipe.run.name}-{kind}"}
     data["topology"] = [{"use": "complete"}]
     data["router"] |= {"top_k": 0, "policy": "author"}
@@ -136,6 +140,17 @@ def alone(recipe: Recipe, best: str, kind: str, base: Path) -> Recipe:
         data["run"] |= {"rounds": 0, "turns": 0}
         member |= _untrained(recipe, kind, member, base)
     return parse(data, f"baseline {kind}")
+
+
+def _first_lessons_of_all(
+    data: dict[str, Any], taught: list[tuple[str, ...]], member: dict[str, Any]
+) -> None:
+    """As many examples, and steps with them, as specialists had together."""
+    kinds = set(taught)
+    if len(kinds) > 1:
+        data["first"]["examples"] *= len(kinds)
+        data["first"]["steps"] *= len(kinds)
+        member["domains"] = sorted(set().union(*kinds)) if () not in kinds else []
 
 
 def _teaches_itself(data: dict[str, Any], members: int, attempts: int) -> None:

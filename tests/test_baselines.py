@@ -72,6 +72,21 @@ def test_it_starts_as_the_member_that_it_was(kind: str) -> None:
     assert spec == before
 
 
+def test_among_specialists_it_learns_first_what_all_did() -> None:
+    kinds = (["addition"], ["subtraction", "product"], ["addition"])
+    members = [
+        {"name": f"m{n}", "use": "scripted", "domains": domains} for n, domains in enumerate(kinds)
+    ]
+    first = {"examples": 100, "steps": 20}
+    single = alone(recipe(members=members, first=first), "m1", "majority", HERE)
+    assert single.members[0].domains == ("addition", "product", "subtraction")
+    assert (single.first.examples, single.first.steps) == (200, 40)
+    broad = alone(recipe(members=[*members, *MEMBERS], first=first), "m0", "majority", HERE)
+    assert (broad.members[0].domains, broad.first.examples) == ((), 300)
+    equal = alone(recipe(members=members[::2], first=first), "m2", "majority", HERE)
+    assert (equal.members[0].domains, equal.first.examples) == (("addition",), 100)
+
+
 def test_what_is_believed() -> None:
     found = recipe()
     careful, rash = (alone(found, "ada", kind, HERE) for kind in ("self-consistency", "no-filter"))
