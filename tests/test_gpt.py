@@ -376,9 +376,10 @@ def test_nothing_is_taken_of_a_model_that_is_refused() -> None:
 def test_several_threads_may_ask_first() -> None:
     model = llama(max_position_embeddings=2**16)  # whose turns take a while
     ours = LanguageModel(model, any_program())
+    asked = prompts()  # drawn once: threads share torch's generator
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: ours.score(prompts(), None, [1] * 14), range(4)))
-    assert found == [ours.score(prompts(), None, [1] * 14)] * 4
+        found = list(pool.map(lambda _: ours.score(asked, None, [1] * 14), range(4)))
+    assert found == [ours.score(asked, None, [1] * 14)] * 4
 
 
 def dequantised(weight: torch.Tensor) -> torch.Tensor:
