@@ -143,9 +143,9 @@ def check(logits: Tensor, k: int, bias: Tensor | None, scoring: str) -> None:
         raise ValueError(f"scoring is {scoring!r}, and must be one of {', '.join(SCORINGS)}")
     if bias is None:
         return
-    if bias.shape != shape[1:]:
+    if bias.shape != (shape[1],):
         raise ValueError(f"bias must be {shape[1]} numbers, one an expert; got {tuple(bias.shape)}")
-    if not bias.is_floating_point():
+    if bias.dtype not in DTYPES:
         raise ValueError(f"bias must be of a floating dtype; got {bias.dtype}")
     if bias.device != logits.device:
         raise ValueError(f"bias is on {bias.device} and logits on {logits.device}")
