@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from community import experts, school
-from community.config import Recipe
+from community.config import BudgetSection, Recipe
 from community.errors import unknown
 from community.folder import reopen
 from community.ledger import Ledger
@@ -81,6 +81,8 @@ def _over(recipe: Recipe, ledger: Ledger) -> bool:
 
 def _spent(recipe: Recipe, ledger: Ledger) -> str:
     """Which budget is used up, if one is."""
+    if recipe.budget == BudgetSection():
+        return ""  # a million ideas need not be counted for it
     seconds = sum(played.seconds for played in ledger.rounds())
     return recipe.budget.spent(sum(ledger.tokens().values()), seconds)
 
